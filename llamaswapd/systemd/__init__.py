@@ -1,0 +1,1 @@
+"""How it is made to happen: units, jobs and the journal."""
