@@ -1,0 +1,215 @@
+"""Turns a tree of scalars into the schema's models, by the types that their fields declare.
+
+What does not fit its type is reported and counts as not set, so that one pass finds every problem. The rules are those
+of Go's yaml.v3, including which text counts as a boolean and that a fraction is dropped where a whole number is wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from llamaswapd.config.report import Report
+from llamaswapd.config.schema import (
+    NOT_YET_HONOURED,
+    WITHOUT_EFFECT,
+    CommaSeparated,
+    Key,
+    Lenient,
+    Section,
+    UnitSettings,
+)
+from llamaswapd.config.tree import Map, Node, Path, Scalar, Seq, is_null, plain
+
+S = TypeVar("S", bound=Section)
+
+# Words that are text everywhere but where a boolean is wanted.
+_BOOLEAN_WORDS = {
+    **dict.fromkeys(("y", "Y", "yes", "on"), True),
+    **dict.fromkeys(("n", "N", "no", "off"), False),
+}
+
+
+class _NotSet(Exception):
+    """The value counts as not written: it is null, or was reported."""
+
+
+def decode(section: type[S], node: Map, path: Path, report: Report) -> S:
+    """Return the section with every value that fits; the others keep their defaults and are reported."""
+    fields = fields_by_key(section)
+    values: dict[str, Any] = {}
+    for key, value in node.items.items():
+        if key in NOT_YET_HONOURED.get(section, ()) and not is_null(value):
+            report.warn((*path, key), "not yet honoured by llamaswapd; it has no effect")
+        if key in fields:
+            name, hint = fields[key]
+            with suppress(_NotSet):
+                values[name] = _Decoder(report).value(hint, value, (*path, *key.split(".")))
+        elif key not in known_keys(section):
+            report.warn((*path, key), _unknown_key(key, known_keys(section)))
+    return section(**values)
+
+
+@cache
+def fields_by_key(section: type[Section]) -> Mapping[str, tuple[str, Any]]:
+    """Return, for each key of the file, the field it sets and that field's type."""
+    fields = {}
+    hints = get_type_hints(section, include_extras=True)
+    for name in inspect.get_annotations(section):
+        if name.startswith("_"):
+            continue
+        hint = hints[name]
+        head, *tail = name.split("_")
+        key = next((mark.name for mark in _marks(hint) if isinstance(mark, Key)), head + "".join(map(str.title, tail)))
+        if key:
+            fields[key] = (name, hint)
+    return fields
+
+
+@cache
+def known_keys(section: type[Section]) -> frozenset[str]:
+    """Return every key that means something in a section, now or later, or is accepted for llama-swap's sake."""
+    return (
+        frozenset(fields_by_key(section))
+        | NOT_YET_HONOURED.get(section, frozenset())
+        | WITHOUT_EFFECT.get(section, frozenset())
+    )
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(key, sorted(known), n=1)
+    return "unknown key, ignored" + (f'; did you mean "{nearest[0]}"?' if nearest else "")
+
+
+def _marks(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+class _Decoder:
+    """Decodes one value; every method raises _NotSet for what is null or does not fit."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def value(self, hint: Any, node: Node, path: Path) -> Any:
+        if is_null(node):
+            raise _NotSet
+        marks = _marks(hint)
+        if marks:
+            hint = get_args(hint)[0]
+        if any(isinstance(mark, CommaSeparated) for mark in marks):
+            return _names(self._text(node, path))
+        if any(isinstance(mark, UnitSettings) for mark in marks):
+            return self._unit_settings(node, path)
+        if get_origin(hint) is types.UnionType:  # `bool | None`: null, the other half, has been dealt with
+            hint = get_args(hint)[0]
+        if get_origin(hint) is Literal:
+            return self._choice(get_args(hint), node, path, is_lenient=any(isinstance(mark, Lenient) for mark in marks))
+        if get_origin(hint) is tuple:
+            return self._list(node, path)
+        if get_origin(hint) is Mapping:
+            return self._mapping(get_args(hint)[1], node, path)
+        if isinstance(hint, type) and issubclass(hint, Section):
+            return decode(hint, self._map(node, path), path, self._report)
+        return _BY_TYPE[hint](self, node, path)
+
+    def _text(self, node: Node, path: Path) -> str:
+        if isinstance(node, Scalar):
+            return node.text
+        raise self._unfit(node, path, "string", "write one text")
+
+    def _integer(self, node: Node, path: Path) -> int:
+        number = node.integer if isinstance(node, Scalar) else None
+        if number is None:
+            raise self._unfit(node, path, "int", "write a whole number, without quotes")
+        return number
+
+    def _boolean(self, node: Node, path: Path) -> bool:
+        if isinstance(node, Scalar) and isinstance(node.value, bool):
+            return node.value
+        if isinstance(node, Scalar) and node.kind == "str" and node.text in _BOOLEAN_WORDS:
+            return _BOOLEAN_WORDS[node.text]
+        raise self._unfit(node, path, "bool", "write true or false, without quotes")
+
+    def _anything(self, node: Node, _path: Path) -> Any:
+        return plain(node)
+
+    def _choice(self, choices: tuple[str, ...], node: Node, path: Path, *, is_lenient: bool) -> str:
+        text = self._text(node, path)
+        if is_lenient:
+            text = text.strip().lower()
+        if text in choices:
+            return text
+        offer = f'must be one of: {", ".join(choice for choice in choices if choice)}; "{text}" is none of them'
+        if is_lenient:
+            self._report.warn(path, f"{path[-1]} {offer} and ignored")
+        else:
+            self._report.error(path, f"{path[-1]} {offer}")
+        raise _NotSet
+
+    def _list(self, node: Node, path: Path) -> tuple[str, ...]:
+        if not isinstance(node, Seq):
+            raise self._unfit(node, path, "[]string", "write a list: [one, two]")
+        return self._texts(node, path)
+
+    def _texts(self, node: Seq, path: Path) -> tuple[str, ...]:
+        texts = []
+        for index, item in enumerate(node.items):
+            with suppress(_NotSet):
+                texts.append(self.value(str, item, (*path, index)))
+        return tuple(texts)
+
+    def _mapping(self, hint: Any, node: Node, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, item in self._map(node, path).items.items():
+            try:
+                values[key] = self.value(hint, item, (*path, key))
+            except _NotSet:
+                values[key] = _empty(hint)
+        return values
+
+    def _unit_settings(self, node: Node, path: Path) -> dict[str, tuple[str, ...]]:
+        settings = {}
+        for name, value in self._map(node, path).items.items():
+            if not name[:1].isupper():
+                self._report.warn((*path, name), "unknown key, ignored; unit settings start with a capital letter")
+            elif isinstance(value, Seq):
+                settings[name] = self._texts(value, (*path, name))
+            elif not is_null(value):
+                with suppress(_NotSet):
+                    settings[name] = (self._text(value, (*path, name)),)
+        return settings
+
+    def _map(self, node: Node, path: Path) -> Map:
+        if isinstance(node, Map):
+            return node
+        raise self._unfit(node, path, "map[string]interface {}", "write a mapping of keys to values")
+
+    def _unfit(self, node: Node, path: Path, wanted: str, remedy: str) -> _NotSet:
+        """Report that a value does not fit its setting, in the words of yaml.v3 that users know from llama-swap."""
+        found = {Seq: "!!seq", Map: "!!map"}.get(type(node), "")
+        if isinstance(node, Scalar):
+            found = f"!!{node.kind} `{node.text if len(node.text) <= 10 else node.text[:7] + '...'}`"
+        what = f"cannot unmarshal {found} into {wanted}"
+        self._report.error(path, f"yaml: unmarshal errors: line {node.origin.line}: {what}; {remedy}")
+        return _NotSet()
+
+
+_BY_TYPE = {str: _Decoder._text, int: _Decoder._integer, bool: _Decoder._boolean, Any: _Decoder._anything}
+
+
+def _empty(hint: Any) -> Any:
+    """Return what a key of a mapping means when nothing stands behind it."""
+    hint = get_args(hint)[0] if _marks(hint) else hint
+    if hint is Any:
+        return None
+    return {} if get_origin(hint) is Mapping else hint()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(sorted({name for part in text.split(",") if (name := part.strip())}))

@@ -1,0 +1,114 @@
+"""From files to the configuration: the one place that reads them.
+
+The steps stand in `load` in their order; each is a pure function in a module of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamaswapd.config import dialect, environment, macros
+from llamaswapd.config.decode import decode, known_keys
+from llamaswapd.config.effective import effective
+from llamaswapd.config.merge import merge
+from llamaswapd.config.prepare import prepare
+from llamaswapd.config.report import Report
+from llamaswapd.config.schema import Config
+from llamaswapd.config.tree import Map, is_null
+from llamaswapd.config.validate import validate
+from llamaswapd.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class Loaded:
+    config: Config
+    warnings: tuple[Problem, ...]
+
+
+def load(
+    files: Sequence[str | Path],
+    config_dir: str | Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Loaded:
+    """Return the configuration that the files make together, and what is odd about it.
+
+    Raises ConfigError with every problem that can be seen at once.
+    """
+    report = Report()
+    parsed = [_parsed(path, environ, report) for path in sources(files, config_dir)]
+    report.raise_errors()
+    root = merge([source for source in parsed if source is not None], report)
+    report.raise_errors()
+    report.root = root = prepare(root)
+    expanded = macros.expand(root, known_keys(Config), Config().start_port, report)
+    config = _decoded(expanded, report)
+    validate(config, expanded.root, report)
+    report.raise_errors()
+    return Loaded(effective(config), tuple(report.warnings))
+
+
+def sources(files: Sequence[str | Path], config_dir: str | Path | None = None) -> list[Path]:
+    """Return the files to read, in order: those given, then `*.yml` and `*.yaml` of the directory by name."""
+    given = [Path(file) for file in files]
+    if config_dir is None:
+        if not given:
+            raise _unusable("at least one of -config or -config-dir must be provided")
+        return given
+    try:
+        entries = sorted(Path(config_dir).iterdir())
+    except OSError as error:
+        raise _unusable(f"-config-dir {config_dir}: {error.strerror}") from None
+    found = [path for path in entries if path.name.endswith((".yml", ".yaml")) and not path.is_dir()]
+    for file in given:
+        if os.path.abspath(file) in map(os.path.abspath, found):
+            raise _unusable(f"-config path {file} is also present in -config-dir {config_dir}; remove it from one")
+    if not given + found:
+        raise _unusable(f"no configuration sources found: {config_dir} holds no *.yml or *.yaml")
+    return given + found
+
+
+def _unusable(message: str) -> ConfigError:
+    return ConfigError([Problem("", "", message)])
+
+
+def _parsed(path: Path, environ: Mapping[str, str], report: Report) -> Map | None:
+    """Return the tree of one file, environment expanded, None if it is empty or wrong."""
+    file = str(path)
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        report.error((), f"failed to read config {file}: {error.strerror}", file)
+        return None
+    except UnicodeDecodeError as error:
+        report.error((), f"failed to read config {file}: byte {error.start} is no UTF-8", file)
+        return None
+    problems = len(report.errors)
+    # Twice, for values that refer to variables themselves. What is no YAML may become so by the first expansion.
+    for unparsable in ([source], []):
+        names = environment.names_in(_texts(source, otherwise=unparsable))
+        source = environment.substitute(source, names, environ, report, file)
+        if len(report.errors) > problems:
+            return None
+    return dialect.parse(source, file, report)
+
+
+def _texts(source: str, otherwise: list[str]) -> list[str]:
+    """Return what a file says outside comments, `otherwise` where it is no YAML (yet)."""
+    try:
+        return list(dialect.texts(source))
+    except dialect.Malformed:
+        return otherwise
+
+
+def _decoded(expanded: macros.Expanded, report: Report) -> Config:
+    """Return the typed configuration, each model with its id and port, in byte order of the ids."""
+    config = decode(Config, expanded.root, (), report)
+    models = {}
+    for id_ in sorted(config.models):  # code points sort as the bytes of UTF-8 do
+        model = config.models[id_].having(id=id_, port=expanded.ports.get(id_))
+        # A model given as null has not even the default proxy.
+        models[id_] = model.having(proxy="") if is_null(expanded.root.get("models", id_)) else model
+    return config.having(models=models)

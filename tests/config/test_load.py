@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llamaswapd.config.load import load, sources
+from llamaswapd.config.schema import Config
+from llamaswapd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from conftest import Complain, Load
+
+
+def refusal(*arguments: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*arguments)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+# ---- sources -------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_is_read_by_file_name_after_the_file(tmp_path: Path) -> None:
+    directory = tmp_path / "conf.d"
+    (directory / "sub.yaml").mkdir(parents=True)
+    for name in ("b.yaml", "a.yml", "Z.yaml", "c.txt", "d.yaml.bak", ".yaml"):
+        (directory / name).touch()
+    (tmp_path / "main.yaml").touch()
+    found = sources([tmp_path / "main.yaml"], directory)
+    assert [path.name for path in found] == ["main.yaml", ".yaml", "Z.yaml", "a.yml", "b.yaml"]
+
+
+def test_something_must_be_given() -> None:
+    assert refusal([]) == "at least one of -config or -config-dir must be provided"
+
+
+def test_an_empty_directory_is_no_source(tmp_path: Path) -> None:
+    assert "no configuration sources found" in refusal([], tmp_path)
+
+
+def test_a_directory_must_exist(tmp_path: Path) -> None:
+    assert refusal([], tmp_path / "none") == f"-config-dir {tmp_path / 'none'}: No such file or directory"
+
+
+def test_a_file_may_not_come_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    text = f"-config path a.yaml is also present in -config-dir {tmp_path}; remove it from one"
+    assert text in refusal(["a.yaml"], tmp_path)
+
+
+def test_every_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"a: \xff")
+    text = refusal([tmp_path / "missing", tmp_path, tmp_path / "binary"])
+    assert f"failed to read config {tmp_path / 'missing'}: No such file or directory" in text
+    assert f"failed to read config {tmp_path}: Is a directory" in text
+    assert "byte 3 is no UTF-8" in text
+
+
+def test_every_file_that_is_no_yaml_is_named(complaints: Complain) -> None:
+    found = complaints("a: [", "b: {", "- c")
+    assert [problem.split(":")[0] for problem in found] == ["a.yaml", "b.yaml", "c.yaml"]
+
+
+@pytest.mark.parametrize("text", ["", "# comment\n", "---\n", "{}", "models:\n"])
+def test_empty_files_make_an_empty_configuration(load_text: Load, text: str) -> None:
+    loaded = load_text(text, text)
+    assert loaded.config == Config()
+    assert not loaded.warnings
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfglobalTTL: 3\n")
+    assert load([tmp_path / "c.yaml"]).config.global_ttl == 3
+
+
+# ---- the whole -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_gets_its_defaults(load_text: Load) -> None:
+    model = load_text("models: {m: {cmd: 'x --port ${PORT}'}}").config.models["m"]
+    assert model.id == "m"
+    assert model.cmd == "x --port 5800"
+    assert model.proxy == "http://localhost:5800"
+    assert model.check_endpoint == "/health"
+    assert (model.ttl, model.unload_timeout, model.health_check_timeout) == (0, 10, 120)
+    assert (model.send_loading_state, model.unlisted, model.slots) == (False, False, 10)
+    assert (model.aliases, model.env, model.systemd, model.metadata) == ((), (), {}, {})
+
+
+def test_a_real_file_loads_whole(load_text: Load) -> None:
+    source = r"""
+        healthCheckTimeout: 300
+        logLevel: debug
+        macros:
+          llama: /opt/llama-server --port ${PORT} -ngl 99
+          models: ${env.MODELS}
+        groups:
+          chat: {members: [author/chat:Q4, coder]}
+          small: {swap: false, exclusive: false, persistent: true, members: [emb]}
+        hooks: {on_startup: {preload: [embeddings]}}
+        models:
+          author/chat:Q4:
+            cmd: |
+              ${llama}
+              # the big one
+              -m ${models}/chat.gguf \
+              --jinja
+            aliases: [gpt-4o, gpt-4o-mini]
+            ttl: 600
+            filters: {stripParams: "top_k, temperature,,top_k", setParams: {model: x, seed: 7}}
+          coder:
+            cmd: podman run --name ${MODEL_ID} -p ${PORT}:8080 vllm
+            cmdStop: podman stop ${MODEL_ID}
+            useModelName: Qwen/Qwen3
+            checkEndpoint: v1/models
+            concurrencyLimit: 2
+            systemd: {MemoryMax: 24G}
+          emb: {cmd: "${llama} -m emb.gguf --embeddings", aliases: [embeddings], unlisted: true}
+    """
+    loaded = load_text(source, environ={"MODELS": "/srv/models"})
+    config = loaded.config
+    assert not loaded.warnings
+    chat = config.resolve("gpt-4o")
+    assert chat is not None
+    assert chat.cmd == "/opt/llama-server --port 5800 -ngl 99\n-m /srv/models/chat.gguf \\\n--jinja\n"
+    assert chat.filters.strip_params == ("temperature", "top_k")
+    assert chat.filters.set_params == {"seed": 7}
+    assert config.models["coder"].cmd_stop == "podman stop coder"
+    assert config.models["coder"].slots == 2
+    assert config.hooks.on_startup.preload == ("emb",)
+    assert config.groups["small"].persistent
+
+
+def test_all_kinds_of_problems_are_reported_together(complaints: Complain) -> None:
+    source = """
+        startPort: 0
+        globalTTL: many
+        logToStdout: everything
+        macros: {PORT: 1}
+        apiKeys: [""]
+        groups: {g: {members: [nobody], swap: perhaps}}
+        models:
+          a: {cmd: [x], proxy: ftp://h, ttl: -2}
+          b: {cmd: "${none} ${PORT}", aliases: x}
+    """
+    paths = [problem.split(": ")[1] for problem in complaints(source)]
+    assert sorted(paths) == sorted(
+        [
+            "startPort", "globalTTL", "logToStdout", "macros.PORT", "apiKeys[0]", "groups.g.swap",
+            "groups.g.members[0]", "models.a.cmd", "models.a.proxy", "models.a.ttl", "models.b.cmd", "models.b.aliases",
+        ]
+    )  # fmt: skip
+
+
+def test_problems_come_in_the_order_of_validation(complaints: Complain) -> None:
+    source = """
+        apiKeys: [""]
+        groups: {g: {members: [nobody]}}
+        models:
+          b: {cmd: "${none}", proxy: http://h}
+          a: {cmd: x, proxy: http://h, ttl: -2, aliases: [n, n]}
+        globalTTL: -1
+        macros: {PORT: 1}
+        startPort: x
+    """
+    paths = [problem.split(": ")[1] for problem in complaints(source)]
+    assert paths == [
+        "macros.PORT", "models.b.cmd", "startPort", "globalTTL", "models.a.aliases[1]", "models.a.ttl",
+        "groups.g.members[0]", "apiKeys[0]",
+    ]  # fmt: skip
