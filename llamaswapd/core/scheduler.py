@@ -1,0 +1,431 @@
+"""What happens next: who is served, who waits, what starts and what stops.
+
+Events are methods; each returns the actions that follow from it, to be performed in order. The answers to a `Start` or
+a `Stop` come back as events: `ready` or `failed` once for each start, `gone` once for each end of a unit that was not a
+failed start. Nothing here awaits, reads a clock or knows what a unit is; `now` is in seconds of any monotonic clock.
+
+A *ticket* stands for one request of a client. It lives from `request` until it is refused or released, and takes one of
+its model's slots all that time: queued, waiting for a load it has joined, or granted.
+
+A *swap* is a model's way to being served: the stops it waits for, then, once the last of them is gone, the start, if
+one is needed. It goes on when everybody who joined it has left: the model was wanted a moment ago, and half a swap
+would leave nothing running.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeAlias
+
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.core.lifecycle import Cause, State, advance
+from llamaswapd.core.policy import SwapPolicy
+from llamaswapd.errors import ShuttingDown, TooManyRequests, Unloaded
+
+ABORT_GRACE_S = 5.0  # an aborted start has nothing to finish; llama-swap's figure
+SHUTDOWN_GRACE_S = 30.0  # llama-swap's budget for the whole shutdown
+
+
+# ---- actions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    model: str
+    grace_s: float  # from the stop signal to SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The request may be sent to its model, which is ready."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request ends with this error; its ticket is forgotten and must not be released."""
+
+    ticket: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A queued request has moved to this place, counted from 1. Leaving the queue is not announced."""
+
+    ticket: int
+    n: int
+
+
+Action: TypeAlias = Start | Stop | Grant | Refuse | Position
+
+
+# ---- what the scheduler remembers ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Model:
+    id: str
+    config: ModelConfig
+    slots: int
+    priority: int
+    state: State = State.STOPPED
+    admitted: int = 0  # tickets alive
+    in_flight: int = 0  # those of them that are granted
+    idle_since: float = 0.0  # the later of: became ready, last granted request ended
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    ticket: int
+    model: _Model
+    number: int  # in order of arrival
+    since: float
+    granted: bool = False
+    position: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Swap:
+    target: _Model
+    evicts: tuple[str, ...]
+    joined: list[_Request]
+    pending: set[str] = field(init=False)  # those of `evicts` that are not gone yet
+
+    def __post_init__(self) -> None:
+        self.pending = set(self.evicts)
+
+
+_arrival = attrgetter("number")
+
+
+class Scheduler:
+    """Decides for all local models. One owner calls it, one event at a time, with a `now` that never goes back.
+
+    `models` maps each id to its resolved configuration. `priority` (default 0, higher first) orders the queue and
+    nothing else. An event that a model's state cannot see raises LifecycleError and changes nothing.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        policy: SwapPolicy,
+        overtake_limit_s: float = 30.0,
+        priority: Mapping[str, int] = {},
+    ) -> None:
+        self._models = {id: _Model(id, config, config.slots, priority.get(id, 0)) for id, config in models.items()}
+        self._policy = policy
+        self._overtake_limit_s = overtake_limit_s
+        self._numbers = itertools.count()
+        self._requests: dict[int, _Request] = {}  # every ticket alive, in order of arrival
+        self._queue: list[_Request] = []  # those that neither joined a swap nor were granted
+        self._swaps: dict[str, _Swap] = {}  # by target
+        self._answers: dict[str, tuple[str, ...]] = {}  # the policy's, for the models that run now
+        self._actions: list[Action] = []  # of the event at hand
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        models = " ".join(f"{id}={m.state.value}({m.in_flight})" for id, m in self._models.items())
+        return f"<Scheduler {models} swaps={list(self._swaps)} queue={[r.model.id for r in self._queue]}>"
+
+    # ---- events ----
+
+    def request(self, ticket: int, model: str, now: float) -> list[Action]:
+        """A client wants `model`. Raises KeyError for a model not configured, ValueError for a ticket in use."""
+        target = self._models[model]
+        if ticket in self._requests:
+            raise ValueError(f"ticket {ticket} is in use")
+        if self._is_closed:
+            return [Refuse(ticket, ShuttingDown())]
+        if target.admitted >= target.slots:
+            return [Refuse(ticket, TooManyRequests())]
+        request = self._requests[ticket] = _Request(ticket, target, next(self._numbers), now)
+        target.admitted += 1
+        if not self._pass(request):
+            self._enqueue(request)
+        return self._flush()
+
+    def release(self, ticket: int, now: float) -> list[Action]:
+        """The request ended, or its client left, granted or not. Raises LookupError for a ticket that is not alive."""
+        request = self._requests.pop(ticket, None)
+        if request is None:
+            raise LookupError(f"ticket {ticket} was never admitted, or has ended")
+        model = request.model
+        model.admitted -= 1
+        if not request.granted:
+            self._withdraw(request)
+            return self._settle()
+        model.in_flight -= 1
+        model.idle_since = now
+        if model.in_flight or not self._queue:
+            return []  # the common case: nobody waits for this model to be idle
+        return self._settle()
+
+    def ready(self, model: str, now: float) -> list[Action]:
+        """The model answers."""
+        target = self._move(model, Cause.READY)
+        if target.state is State.READY:  # else a stop was faster
+            target.idle_since = now
+            self._complete(self._swaps[model])
+        return self._settle()
+
+    def failed(self, model: str, error: Exception, now: float) -> list[Action]:
+        """The start failed and nothing is left of its unit; everybody who waited for it gets the same error."""
+        target = self._move(model, Cause.FAILED)
+        swap = self._swaps.pop(model, None)  # none when the start was aborted
+        for request in swap.joined if swap else ():
+            self._refuse(request, error)
+        self._carry_on_without(target)
+        return self._settle()
+
+    def gone(self, model: str, now: float) -> list[Action]:
+        """The unit ended, asked to or not. Requests in flight stay so until they are released."""
+        self._carry_on_without(self._move(model, Cause.GONE))
+        return self._settle()
+
+    def unload(self, models: Iterable[str], now: float) -> list[Action]:
+        """Stop these at once, whoever uses them: waiters are refused, loads aborted. Nobody else is held up."""
+        targets = [self._models[id] for id in models]
+        self._refuse_waiting_for(targets, Unloaded)
+        for target in targets:
+            self._stop_at_once(target, target.config.unload_timeout)
+        return self._settle()
+
+    def adopt(self, model: str, now: float) -> list[Action]:
+        """The model's unit was found running and answers; it counts as used now."""
+        self._move(model, Cause.ADOPT).idle_since = now
+        return self._settle()
+
+    def reconfigure(self, models: Mapping[str, ModelConfig], policy: SwapPolicy) -> list[Action]:
+        """Go on with other definitions. What runs, runs on: to stop what changed or went, `unload` it first."""
+        for id, config in models.items():
+            known = self._models.setdefault(id, _Model(id, config, config.slots, 0))
+            known.config, known.slots = config, config.slots
+        for id in self._models.keys() - models.keys():
+            if self._models[id].state is State.STOPPED and not self._models[id].admitted:
+                del self._models[id]  # one that still stops is forgotten by the next reload
+        self._policy = policy
+        self._answers.clear()
+        return self._settle()
+
+    def tick(self, now: float) -> list[Action]:
+        """Stop what has been idle for its ttl."""
+        for model in self._models.values():
+            if self._can_expire(model) and now >= model.idle_since + model.config.ttl:
+                self._stop(model, model.config.unload_timeout)
+        return self._flush()
+
+    def shutdown(self, now: float, grace_s: float = SHUTDOWN_GRACE_S) -> list[Action]:
+        """Refuse everybody who waits or will come, stop everything. What is in flight is cut by the stops."""
+        self._is_closed = True
+        self._refuse_waiting_for(self._models.values(), ShuttingDown)
+        for model in self._models.values():
+            self._stop_at_once(model, grace_s)
+        return self._flush()
+
+    # ---- questions ----
+
+    def state(self, model: str) -> State:
+        return self._models[model].state
+
+    def in_flight(self, model: str) -> int:
+        """How many requests are granted and not yet released."""
+        return self._models[model].in_flight
+
+    def waiting(self, model: str) -> int:
+        """How many requests are queued or wait for a load."""
+        return self._models[model].admitted - self._models[model].in_flight
+
+    def next_deadline(self) -> float | None:
+        """Return the earliest moment at which `tick` has something to do.
+
+        That is the end of a ttl. Bounded overtaking needs no deadline: who may overtake is settled by times of arrival.
+        """
+        ends = (m.idle_since + m.config.ttl for m in self._models.values() if self._can_expire(m))
+        return min(ends, default=None)
+
+    # ---- the decision ----
+
+    def _pass(self, request: _Request) -> bool:
+        """Let a new or queued request pass, or say that it has to wait. The only place that decides.
+
+        0. It came too late to overtake the oldest queued request, and would delay it → wait
+        1. A swap to its model is under way → join it
+        2. Its model is ready and nothing has to stop → grant
+        3. Its swap would clash with one under way → wait
+        4. A model that has to stop serves requests → wait
+        5. Its own model is still stopping → wait
+        6. Otherwise → swap
+        """
+        target = request.model
+        swap = self._swaps.get(target.id)
+        evicts = self._evictions(target.id) if swap is None else ()
+        if self._queue and self._overtakes(request, evicts):  # 0
+            return False
+        if swap is not None:  # 1
+            swap.joined.append(request)
+            return True
+        if target.state is State.READY and not evicts:  # 2
+            self._grant(request)
+            return True
+        if any(_clash(target.id, evicts, other.target.id, other.evicts) for other in self._swaps.values()):  # 3
+            return False
+        if any(self._is_serving(id) for id in evicts):  # 4
+            return False
+        if target.state is State.STOPPING:  # 5
+            return False
+        self._begin(_Swap(target, evicts, [request]))  # 6
+        return True
+
+    def _overtakes(self, request: _Request, evicts: tuple[str, ...]) -> bool:
+        """Tell whether letting `request` pass delays a queued one that it came too late to overtake.
+
+        Only the oldest is protected, and only from requests that came `overtake_limit_s` or more after it. So everybody
+        is the oldest after a bounded wait, what came close together is still served model by model, and nobody can wait
+        in a circle: the oldest itself waits for requests in flight, stops and starts, which all end.
+        """
+        oldest = min(self._queue, key=_arrival)
+        if request.model is oldest.model or request.since < oldest.since + self._overtake_limit_s:
+            return False
+        return _clash(request.model.id, evicts, oldest.model.id, self._evictions(oldest.model.id, request.model.id))
+
+    def _settle(self) -> list[Action]:
+        """Look at the queue until nobody passes: whoever passed may have held back somebody before or behind."""
+        has_moved = True
+        while has_moved:
+            has_moved = False
+            for request in tuple(self._queue):
+                if self._pass(request):
+                    self._queue.remove(request)
+                    has_moved = True
+        return self._flush()
+
+    def _evictions(self, target: str, beside: str | None = None) -> tuple[str, ...]:
+        """Return who must stop for `target`, given what runs, and given that `beside` ran too."""
+        running = self._running() if beside is not None or target not in self._answers else ()
+        if beside is not None and beside not in running:
+            return self._policy.evictions(target, (*running, beside))
+        if target not in self._answers:
+            self._answers[target] = self._policy.evictions(target, running)
+        return self._answers[target]
+
+    def _running(self) -> tuple[str, ...]:
+        return tuple(id for id, m in self._models.items() if m.state is not State.STOPPED or id in self._swaps)
+
+    def _is_serving(self, id: str) -> bool:
+        """Tell whether stopping this model would cut a request. One that is stopping has cut its own already."""
+        return self._models[id].state is State.READY and self._models[id].in_flight > 0
+
+    def _can_expire(self, model: _Model) -> bool:
+        """Tell whether a ttl runs: nobody uses or waits for the model, and no swap is about to serve from it."""
+        return (
+            model.config.ttl > 0 and model.state is State.READY and not model.admitted and model.id not in self._swaps
+        )
+
+    # ---- swaps ----
+
+    def _begin(self, swap: _Swap) -> None:
+        self._swaps[swap.target.id] = swap
+        self._answers.clear()
+        for id in swap.evicts:
+            if self._models[id].state is State.READY:  # else it is stopping; one that starts would clash
+                self._stop(self._models[id], self._models[id].config.unload_timeout)
+        self._proceed(swap)
+
+    def _proceed(self, swap: _Swap) -> None:
+        if swap.pending:
+            return
+        if swap.target.state is State.READY:  # it ran all along, only others had to stop
+            self._complete(swap)
+            return
+        self._move(swap.target.id, Cause.START)
+        self._actions.append(Start(swap.target.id))
+
+    def _complete(self, swap: _Swap) -> None:
+        del self._swaps[swap.target.id]
+        for request in swap.joined:
+            self._grant(request)
+
+    def _carry_on_without(self, model: _Model) -> None:
+        """Continue the swaps that waited for this model to be gone."""
+        for swap in tuple(self._swaps.values()):
+            if model.id in swap.pending:
+                swap.pending.remove(model.id)
+                self._proceed(swap)
+
+    # ---- models ----
+
+    def _move(self, model: str, cause: Cause) -> _Model:
+        target = self._models[model]
+        target.state = advance(target.state, cause)
+        self._answers.clear()
+        return target
+
+    def _stop(self, model: _Model, grace_s: float) -> None:
+        self._move(model.id, Cause.STOP)
+        self._actions.append(Stop(model.id, grace_s))
+
+    def _stop_at_once(self, model: _Model, grace_s: float) -> None:
+        """Stop whatever there is of the model. Nobody waits for it any more."""
+        self._swaps.pop(model.id, None)
+        self._answers.clear()
+        if model.state is State.STARTING:
+            self._stop(model, min(grace_s, ABORT_GRACE_S))
+        elif model.state is State.READY:
+            self._stop(model, grace_s)
+
+    # ---- requests ----
+
+    def _grant(self, request: _Request) -> None:
+        request.granted = True
+        request.model.in_flight += 1
+        self._actions.append(Grant(request.ticket))
+
+    def _refuse(self, request: _Request, error: Exception) -> None:
+        del self._requests[request.ticket]
+        request.model.admitted -= 1
+        self._actions.append(Refuse(request.ticket, error))
+
+    def _refuse_waiting_for(self, models: Iterable[_Model], error: Callable[[], Exception]) -> None:
+        affected = set(models)
+        for request in tuple(self._requests.values()):
+            if request.model in affected and not request.granted:
+                self._withdraw(request)
+                self._refuse(request, error())
+
+    def _enqueue(self, request: _Request) -> None:
+        """Put it before the first of strictly lower priority."""
+        rank = request.model.priority
+        place = next((n for n, other in enumerate(self._queue) if other.model.priority < rank), len(self._queue))
+        self._queue.insert(place, request)
+
+    def _withdraw(self, request: _Request) -> None:
+        """Take a request that is not granted out of where it waits."""
+        swap = self._swaps.get(request.model.id)
+        if swap is not None and request in swap.joined:
+            swap.joined.remove(request)
+        else:
+            self._queue.remove(request)
+
+    def _flush(self) -> list[Action]:
+        """Return the actions of this event, and where in the queue everybody stands now."""
+        actions, self._actions = self._actions, []
+        for n, request in enumerate(self._queue, 1):
+            if request.position != n:
+                request.position = n
+                actions.append(Position(request.ticket, n))
+        return actions
+
+
+def _clash(a: str, evicted_by_a: tuple[str, ...], b: str, evicted_by_b: tuple[str, ...]) -> bool:
+    """Tell whether swaps to `a` and `b` get in each other's way."""
+    return a in evicted_by_b or b in evicted_by_a or not set(evicted_by_a).isdisjoint(evicted_by_b)

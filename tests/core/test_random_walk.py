@@ -1,0 +1,340 @@
+"""A seeded random walk through a simulated world, with everything that must always hold checked after every event.
+
+LLAMASWAPD_WALK_SEEDS sets how many seeds are walked.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llamaswapd.config.schema import Config, Group, ModelConfig
+from llamaswapd.core.policy import GroupPolicy
+from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
+from llamaswapd.errors import ShuttingDown, StartError, TooManyRequests, Unloaded
+
+SEEDS = int(os.environ.get("LLAMASWAPD_WALK_SEEDS", "2000"))
+STEPS = 60
+
+
+def test_what_must_always_hold_holds_in_every_walk() -> None:
+    for seed in range(SEEDS):
+        world = World(random.Random(seed))
+        try:
+            world.walk()
+        except BaseException as error:
+            error.add_note(f"seed {seed}, at {world.now}\n{world.scheduler!r}\n" + "\n".join(world.story[-25:]))
+            raise
+
+
+@dataclass(slots=True)
+class Unit:
+    """One start of a model, as the world sees it."""
+
+    began: int  # the number of the event that started it
+    state: str = "starting"
+    ready_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Client:
+    model: str
+    since: float
+    granted: bool = False
+    position: int = 0
+
+
+class World:
+    """Units that start, fail, stop and die after random delays; clients that come and leave; an operator."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        names = list("abcdef"[: rng.randint(2, 6)])
+        self.models = {name: self.random_model() for name in names}
+        config = Config(groups=self.random_groups(names))
+        policy = GroupPolicy(config)
+        self.evicts = {a: set(policy.evictions(a, names)) for a in names}
+        self.limit = rng.choice((0.0, 3.0, 10.0, 1e9))
+        self.priority = {name: rng.choice((0, 0, 0, 1, 2, -1)) for name in names}
+        self.scheduler = Scheduler(self.models, policy, self.limit, self.priority)
+        self.now = 0.0
+        self.event = 0
+        self.units: dict[str, Unit] = {}
+        self.clients: dict[int, Client] = {}  # tickets alive
+        self.last_use = dict.fromkeys(names, 0.0)
+        self.decided: dict[str, int] = {}  # swap under way → the number of the event that began it
+        self.due: list[tuple[float, int, str, str, Unit]] = []
+        self.numbers = itertools.count()
+        self.story: list[str] = []
+
+    def random_model(self) -> ModelConfig:
+        choose = self.rng.choice
+        return ModelConfig(
+            ttl=choose((0, 0, 2, 8)), unload_timeout=choose((1, 7)), concurrency_limit=self.rng.randint(1, 5)
+        )
+
+    def random_groups(self, names: list[str]) -> dict[str, Group]:
+        members: dict[str, list[str]] = {"g": [], "h": [], "i": []}
+        for name in names:
+            group = self.rng.choice(("g", "h", "i", None))
+            if group:
+                members[group].append(name)
+
+        def flag() -> bool:
+            return self.rng.random() < 0.5
+
+        return {
+            group: Group(members=tuple(names), swap=flag(), exclusive=flag(), persistent=flag())
+            for group, names in members.items()
+        }
+
+    # ---- the walk ----
+
+    def walk(self) -> None:
+        self.adopt_some()
+        for _ in range(STEPS):
+            self.step()
+        if self.rng.random() < 0.3:
+            self.shutdown()
+        self.drain()
+
+    def step(self) -> None:
+        dice = self.rng.random()
+        if dice < 0.40:
+            self.request()
+        elif dice < 0.62:
+            self.release_one()
+        elif dice < 0.65:
+            self.unload()
+        elif dice < 0.67:
+            self.die()
+        else:
+            self.pass_time()
+
+    def drain(self) -> None:
+        """Nobody comes any more: everybody who is here is served or refused, and then nothing is left."""
+        for _ in range(10_000):
+            if not (self.clients or self.due):
+                break
+            if any(client.granted for client in self.clients.values()) and self.rng.random() < 0.5:
+                self.release_one(granted=True)
+            else:
+                self.pass_time()
+        assert not self.clients, "somebody waits for ever"
+        assert not self.scheduler._queue
+        assert not self.scheduler._swaps
+        assert not self.scheduler._requests
+
+    # ---- what happens in the world ----
+
+    def adopt_some(self) -> None:
+        for name in self.rng.sample(list(self.models), self.rng.randint(0, len(self.models))):
+            if self.is_permitted({*self.units, name}):
+                self.units[name] = Unit(0, "ready")
+                self.feed("adopt", self.scheduler.adopt(name, self.now))
+
+    def request(self) -> None:
+        ticket, name = next(self.numbers), self.rng.choice(list(self.models))
+        admitted = sum(client.model == name for client in self.clients.values())
+        self.clients[ticket] = Client(name, self.now)
+        evicts = self.evicts[name] & {*self.units, *self.scheduler._swaps}
+        actions = self.scheduler.request(ticket, name, self.now)
+        is_refused = bool(actions) and isinstance(actions[0], Refuse) and isinstance(actions[0].error, TooManyRequests)
+        assert is_refused == (admitted >= self.models[name].slots)
+        assert Grant(ticket) not in actions or not evicts, "the policy is asked for every request"
+        self.feed(f"request {ticket} {name}", actions)
+
+    def release_one(self, granted: bool | None = None) -> None:
+        candidates = [t for t, client in self.clients.items() if granted is None or client.granted is granted]
+        if not candidates:
+            return
+        ticket = self.rng.choice(candidates)
+        client = self.clients.pop(ticket)
+        if client.granted:
+            self.last_use[client.model] = self.now
+        self.feed(f"release {ticket}", self.scheduler.release(ticket, self.now))
+
+    def unload(self) -> None:
+        names = self.rng.sample(list(self.models), self.rng.randint(1, len(self.models)))
+        waiting = {t for t, client in self.clients.items() if client.model in names and not client.granted}
+        actions = self.scheduler.unload(names, self.now)
+        assert waiting == {a.ticket for a in actions if isinstance(a, Refuse) and isinstance(a.error, Unloaded)}
+        self.feed(f"unload {names}", actions)
+        assert all(self.units[name].state == "stopping" for name in names if name in self.units)
+
+    def shutdown(self) -> None:
+        waiting = {t for t, client in self.clients.items() if not client.granted}
+        actions = self.scheduler.shutdown(self.now, grace_s=3)
+        assert waiting == {a.ticket for a in actions if isinstance(a, Refuse) and isinstance(a.error, ShuttingDown)}
+        self.feed("shutdown", actions)
+        assert all(unit.state == "stopping" for unit in self.units.values())
+
+    def die(self) -> None:
+        ready = [name for name, unit in self.units.items() if unit.state == "ready"]
+        if ready:
+            name = self.rng.choice(ready)
+            del self.units[name]
+            self.feed(f"gone {name}, unasked", self.scheduler.gone(name, self.now))
+
+    def pass_time(self) -> None:
+        """Go to whatever happens next: a deadline of the scheduler, word from a unit, or nothing for a second."""
+        deadline = self.scheduler.next_deadline()
+        soon = self.now + 1
+        if deadline is not None and deadline <= min(soon, self.due[0][0] if self.due else soon):
+            self.now = max(self.now, deadline)
+            assert self.feed("tick", self.scheduler.tick(self.now)), "a deadline at which nothing was to be done"
+        elif self.due and self.due[0][0] <= soon:
+            self.now, _, word, name, unit = heapq.heappop(self.due)
+            self.deliver(word, name, unit)
+        else:
+            self.now = soon
+            assert not self.feed("tick", self.scheduler.tick(self.now)), "something done before its deadline"
+
+    def deliver(self, word: str, name: str, unit: Unit) -> None:
+        if self.units.get(name) is not unit:
+            return  # it is gone already
+        if word == "ready":
+            if unit.state == "starting":
+                unit.state, unit.ready_at = "ready", self.now
+            self.feed(f"ready {name}", self.scheduler.ready(name, self.now))
+        elif word == "failed":
+            self.fail(name)
+        else:
+            del self.units[name]
+            self.feed(f"gone {name}", self.scheduler.gone(name, self.now))
+
+    def fail(self, name: str) -> None:
+        unit, error = self.units.pop(name), StartError("exit status 3")
+        actions = self.scheduler.failed(name, error, self.now)
+        assert unit.state == "starting" or not any(isinstance(action, Refuse) for action in actions)
+        assert all(action.error is error for action in actions if isinstance(action, Refuse))
+        self.feed(f"failed {name}", actions)
+
+    def later(self, delay: float, word: str, name: str) -> None:
+        heapq.heappush(self.due, (self.now + delay, next(self.numbers), word, name, self.units[name]))
+
+    # ---- performing and checking ----
+
+    def feed(self, event: str, actions: list[Action]) -> list[Action]:
+        self.event += 1
+        self.story.append(f"{self.now:g} {event} → {actions}")
+        targets = self.scheduler._swaps
+        for name in targets:
+            self.decided.setdefault(name, self.event)
+        for action in actions:
+            match action:
+                case Start(name):
+                    self.start(name)
+                case Stop(name, grace_s):
+                    self.stop(event, name, grace_s)
+                case Grant(ticket):
+                    self.grant(ticket)
+                case Refuse(ticket):
+                    assert not self.clients.pop(ticket).granted
+                case Position(ticket, n):
+                    self.clients[ticket].position = n
+        self.decided = {name: began for name, began in self.decided.items() if name in targets}
+        self.check()
+        return actions
+
+    def start(self, name: str) -> None:
+        assert name not in self.units, "started twice"
+        decided = self.decided.get(name, self.event)
+        for other in self.evicts[name] & set(self.units):
+            # Only what came later than the decision, and does not mind the target, may run beside it.
+            assert self.units[other].began >= decided, f"{other} had to be gone"
+        self.units[name] = Unit(self.event)
+        word = "ready" if self.rng.random() < 0.8 else "failed"
+        self.later(self.rng.choice((0.1, 1, 4)), word, name)
+
+    def stop(self, event: str, name: str, grace_s: float) -> None:
+        unit, config = self.units[name], self.models[name]
+        assert unit.state != "stopping", "stopped twice"
+        is_forced = event.startswith(("unload", "shutdown"))
+        assert is_forced or (unit.state == "ready" and not self.is_serving(name)), "a request was cut"
+        if event == "tick":
+            assert config.ttl > 0
+            assert self.now >= max(unit.ready_at, self.last_use[name]) + config.ttl
+        usual = 3 if event == "shutdown" else config.unload_timeout
+        assert grace_s == (min(usual, 5) if unit.state == "starting" and is_forced else usual)
+        word = self.rng.choice(("gone", "failed")) if unit.state == "starting" else "gone"
+        unit.state = "stopping"
+        self.later(self.rng.choice((0.1, 1, 4)), word, name)
+
+    def grant(self, ticket: int) -> None:
+        client = self.clients[ticket]
+        assert not client.granted, "granted twice"
+        assert self.units[client.model].state == "ready", "granted without a ready model"
+        client.granted = True
+
+    def is_serving(self, name: str) -> bool:
+        return any(client.granted and client.model == name for client in self.clients.values())
+
+    def is_permitted(self, names: Iterable[str]) -> bool:
+        """Tell whether these may run together.
+
+        They may if they can have been started one after the other, each beside those before it and evicting none of
+        them. Then some model, the last one, evicts none of the others; and the same is true of the rest without it.
+        """
+        rest = set(names)
+        while rest:
+            last = next((name for name in rest if not self.evicts[name] & rest), None)
+            if last is None:
+                return False
+            rest.remove(last)
+        return True
+
+    def check(self) -> None:
+        s = self.scheduler
+        assert self.is_permitted(self.units), f"the policy does not permit {set(self.units)} together"
+        for name, config in self.models.items():
+            assert s.state(name).value == (self.units[name].state if name in self.units else "stopped")
+            granted = waiting = 0
+            for client in self.clients.values():
+                if client.model == name:
+                    granted += client.granted
+                    waiting += not client.granted
+            assert (s.in_flight(name), s.waiting(name)) == (granted, waiting)
+            assert granted + waiting <= config.slots
+        self.check_queue()
+
+    def check_queue(self) -> None:
+        s = self.scheduler
+        queue = [request.ticket for request in s._queue]
+        assert [self.clients[ticket].position for ticket in queue] == list(range(1, len(queue) + 1))
+        ranks = [self.priority[self.clients[ticket].model] for ticket in queue]
+        assert ranks == sorted(ranks, reverse=True)
+        is_moving = any(unit.state != "ready" for unit in self.units.values())
+        is_serving = any(client.granted for client in self.clients.values())
+        waiting = [client for client in self.clients.values() if not client.granted]
+        assert is_moving or is_serving or not waiting, "nothing will ever happen again"
+        first = min(queue, default=None)  # tickets are numbered in order of arrival
+        if first is not None:
+            assert self.has_to_wait(self.clients[first].model), f"{first} was forgotten"
+        self.check_overtaking(first, set(queue))
+
+    def has_to_wait(self, name: str) -> bool:
+        """Tell whether somebody whom nobody holds back has a reason to stay in the queue."""
+        swaps = self.scheduler._swaps
+        evicts = self.evicts[name] & (set(self.units) | set(swaps))
+        state = self.units[name].state if name in self.units else "stopped"
+        if name in swaps or (state == "ready" and not evicts):
+            return False
+        return bool(swaps) or state == "stopping" or any(map(self.is_serving, evicts))
+
+    oldest: tuple[int, set[int]] | None = None  # the oldest queued request, and all that were let pass until then
+
+    def check_overtaking(self, first: int | None, queue: set[int]) -> None:
+        """Nobody who came too late passed the request that was the oldest in the queue all along."""
+        passed = self.clients.keys() - queue
+        if self.oldest is not None and self.oldest[0] in queue:
+            oldest = self.clients[self.oldest[0]]
+            for ticket in passed - self.oldest[1]:
+                client = self.clients[ticket]
+                is_late = client.since >= oldest.since + self.limit and client.model != oldest.model
+                assert not (is_late and client.model in self.evicts[oldest.model]), f"{ticket} came too late"
+        self.oldest = None if first is None else (first, passed)
