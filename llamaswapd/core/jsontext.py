@@ -1,0 +1,328 @@
+"""Reading and editing JSON text without parsing all of it.
+
+A request body may hold megabytes of images in one string; what is wanted of it is one name. Strings and nested values
+are passed over inside the regular expression engine, and no value is built. Text that is not JSON is never an error
+here: it has no name, and comes back unedited.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamaswapd.core.pieces import Malformed, PieceReader, Reading
+
+QUOTE, COLON, COMMA = b'":,'
+CLOSING = dict(zip(b"{[", b"}]", strict=True))
+
+# Longer keys and names are passed over: nothing is configured under them, and what is kept stays bounded.
+TEXT_LIMIT_BYTES = 4096
+# About the limit of Go's encoding/json; each level that is open costs a step in Python.
+DEPTH_LIMIT = 10_000
+
+INDEX = re.compile(r"-1|[0-9]{1,6}")  # longer lists are a slip of the pen
+START = re.compile(rb"[\x00-\x20\xef\xbb\xbf]*")  # blanks and a byte order mark, which some clients send
+NUMBER = re.compile(rb"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
+
+# Which branch applies is clear from one byte, so nothing is tried twice. Possessive quantifiers stand on single
+# characters only: on groups they are wrong before Python 3.11.5 (gh-106052).
+_BLANKS = r"[\x00-\x20]*+"
+_SCALAR = r"[-+.0-9A-Za-z]++"
+_PLAIN = r'[^"{}\[\]]*+'
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*"'
+_NESTED = rf"{_PLAIN}(?:{_STRING}{_PLAIN})*"
+for _ in range(4):  # levels that are passed as a whole; the messages of a chat have four
+    _CONTAINER = rf"[{{\[]{_NESTED}[}}\]]"
+    _NESTED = rf"{_PLAIN}(?:(?:{_STRING}|{_CONTAINER}){_PLAIN})*"
+BLANKS = re.compile(_BLANKS.encode())
+SCALAR = re.compile(f"(?:{_SCALAR})?".encode())
+# Inside a list or an object: everything up to its end, to something deeper, or to what does not end in this text.
+NESTED = re.compile(_NESTED.encode(), re.DOTALL)
+# A member that lies in this text as a whole: what stands between the quotes of its key, its value, what follows.
+MEMBER = re.compile(
+    rf"{_BLANKS}({_STRING}){_BLANKS}:{_BLANKS}({_STRING}|{_CONTAINER}|{_SCALAR}){_BLANKS}([,}}])".encode(),
+    re.DOTALL,
+)
+
+
+class _JsonReader(PieceReader):
+    """The grammar of JSON, as far as it takes to get past a value."""
+
+    def _peek(self, blanks: re.Pattern[bytes] = BLANKS) -> Reading[int]:
+        """Pass over blanks; return the byte that follows, without taking it."""
+        while True:
+            self._at = _end(blanks, self._text, self._at)
+            if self._at < len(self._text):
+                return self._text[self._at]
+            yield
+
+    def _string(self) -> Reading[bytes]:
+        """Take a string whose quote is next; return what is between the quotes, cut just above the limit."""
+        self._at += 1
+        taken = b""
+        while True:
+            start, end = self._at, _string_end(self._text, self._at)
+            taken += self._text[start : min(end, start + TEXT_LIMIT_BYTES + 1 - len(taken))]
+            self._at = end
+            if self._text[end : end + 1] == b'"':
+                self._at += 1
+                return taken
+            yield  # the piece has ended, or all but a backslash, whose second half comes with the next
+
+    def _key(self) -> Reading[str]:
+        """Take a key and its colon."""
+        if (yield from self._peek()) != QUOTE:
+            raise Malformed
+        raw = yield from self._string()
+        if (yield from self._peek()) != COLON:
+            raise Malformed
+        self._at += 1
+        return _unquoted(raw) or ""
+
+    def _value(self) -> Reading[bytes]:
+        """Take a value; return its text, of a list or object only the bracket."""
+        first = yield from self._peek()
+        if first == QUOTE:
+            return b'"%b"' % (yield from self._string())
+        if first in CLOSING:
+            yield from self._nested()
+            return bytes([first])
+        return (yield from self._scalar())
+
+    def _scalar(self) -> Reading[bytes]:
+        """Take a number or a word; what it says is not looked at."""
+        taken = b""
+        while True:
+            start, end = self._at, _end(SCALAR, self._text, self._at)
+            taken += self._text[start : min(end, start + TEXT_LIMIT_BYTES + 1 - len(taken))]
+            self._at = end
+            if end < len(self._text):
+                break
+            yield
+        if not taken:
+            raise Malformed
+        return taken
+
+    def _nested(self) -> Reading[None]:
+        """Take a list or object whose bracket is next."""
+        self._at += 1
+        depth = 1
+        while depth:
+            if depth > DEPTH_LIMIT:
+                raise Malformed
+            self._at = _end(NESTED, self._text, self._at)
+            if self._at == len(self._text):
+                yield
+            elif self._text[self._at] == QUOTE:
+                yield from self._string()
+            else:
+                depth += 1 if self._text[self._at] in CLOSING else -1
+                self._at += 1
+
+
+class Scanner(_JsonReader):
+    """Finds the first top-level `model` and `stream` of an object that arrives in pieces.
+
+    `done`: both are known, the object has ended, or the text is no JSON object.
+    """
+
+    model: str | None = None  # numbers and booleans as their text; None also for null, lists and objects
+    stream = False
+
+    def _read(self) -> Reading[None]:
+        if (yield from self._peek(START)) not in b"{":
+            return
+        self._at += 1
+        wanted = {"model", "stream"}
+        while wanted:
+            key, value, mark = yield from self._member()
+            if key in wanted:
+                wanted.remove(key)
+                self._found(key, value)
+            if mark != COMMA:
+                return
+
+    def _member(self) -> Reading[tuple[str, bytes, int]]:
+        """Take a member and the byte after it; return its key, its value as `_value` does, and that byte."""
+        whole = MEMBER.match(self._text, self._at)
+        if whole:
+            self._at = whole.end()
+            return _unquoted(whole[1][1:-1]) or "", whole[2], whole[3][0]
+        key = yield from self._key()
+        value = yield from self._value()
+        mark = yield from self._peek()
+        self._at += 1
+        return key, value, mark
+
+    def _found(self, key: str, value: bytes) -> None:
+        text = _plain(value)
+        if key == "model":
+            self.model = text
+        else:
+            self.stream = text == "true"
+
+
+def edit(text: bytes, deletes: Sequence[str], sets: Sequence[tuple[str, Any]]) -> bytes:
+    """Delete, then set, members by path; everything else keeps its text. What is not JSON comes back unchanged.
+
+    A dot in a path descends, `\\.` is a dot, a number is the place in a list, `-1` the last one to delete and a new one
+    to set. What is missing on the way is made, and what is not a list or object gives way. New members come last. Of
+    members with the same key all are deleted, or replaced by one, since servers differ in which they read.
+    """
+    try:
+        root = _Container(text)
+        for path in deletes:
+            root.delete(split(path))
+        for path, value in sets:
+            root.set(split(path), _dumped(value))
+    except Malformed:
+        return text
+    return root.text
+
+
+def split(path: str) -> list[str]:
+    """Return the parts of a dotted path, without their escapes."""
+    parts = re.findall(r"(?:\\.|[^.])+", path, re.DOTALL) or [""]
+    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts]
+
+
+@dataclass(eq=False)
+class _Item:
+    key: str  # of a list's element: ""
+    before: bytes  # blanks, key, colon
+    value: bytes
+    after: bytes  # blanks before the comma
+
+
+class _Container(_JsonReader):
+    """A list or object taken apart into its items; joined by commas they are the text again."""
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__()
+        self._items: list[_Item] = []
+        self._is_list = False
+        self._head = self._tail = b""
+        self._whole = text
+        self.feed(text)
+        if not self._tail:
+            raise Malformed
+
+    def _read(self) -> Reading[None]:
+        opening = yield from self._peek(START)
+        if opening not in CLOSING:
+            raise Malformed
+        self._at += 1
+        start = end = self.position
+        self._is_list = opening in b"["
+        self._head = self._whole[:start]
+        mark = yield from self._peek()
+        while mark != CLOSING[opening]:
+            if self._items:
+                if mark != COMMA:
+                    raise Malformed
+                self._items[-1].after = self._whole[end : self.position]
+                self._at += 1
+                start = self.position
+            key = "" if self._is_list else (yield from self._key())
+            yield from self._peek()
+            middle = self.position
+            yield from self._value()
+            end = self.position
+            self._items.append(_Item(key, self._whole[start:middle], self._whole[middle:end], b""))
+            mark = yield from self._peek()
+        self._tail = self._whole[end:]
+
+    @property
+    def text(self) -> bytes:
+        return self._head + b",".join(i.before + i.value + i.after for i in self._items) + self._tail
+
+    def delete(self, path: Sequence[str]) -> None:
+        for item in self._named(path[0], last=len(path) == 1):
+            if len(path) == 1:
+                self._items.remove(item)
+            elif item.value[0] in CLOSING:
+                inner = _Container(item.value)
+                inner.delete(path[1:])
+                item.value = inner.text
+
+    def set(self, path: Sequence[str], value: bytes) -> None:
+        """Put a value where the path says; a word has no place in a list."""
+        name, rest = path[0], path[1:]
+        items = self._named(name)
+        if items:
+            items[0].value = _with(items[0].value, rest, value)
+            self._items = [i for i in self._items if i is items[0] or i not in items]
+        elif not self._is_list:
+            self._items.append(_Item(name, _dumped(name) + b":", _with(b"", rest, value), b""))
+        elif _is_index(name):
+            missing = max(int(name) - len(self._items), 0)
+            values = [b"null"] * missing + [_with(b"", rest, value)]
+            self._items += [_Item("", b"", v, b"") for v in values]
+
+    def _named(self, name: str, last: bool = False) -> list[_Item]:
+        """Return the items that a part of a path means; `-1` only where the `last` one can be meant."""
+        if not self._is_list:
+            return [i for i in self._items if i.key == name]
+        if name == "-1":
+            return self._items[-1:] if last else []
+        return self._items[int(name) :][:1] if _is_index(name) else []
+
+
+def _with(old: bytes, path: Sequence[str], value: bytes) -> bytes:
+    """Return the text of a value after setting what `path` means in it; `old` b"" when there is none yet."""
+    if not path:
+        return value
+    if old[:1] not in (b"{", b"["):
+        old = b"[]" if _is_index(path[0]) else b"{}"
+    container = _Container(old)
+    container.set(path, value)
+    return container.text
+
+
+def _is_index(part: str) -> bool:
+    return INDEX.fullmatch(part) is not None
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace")
+
+
+def _plain(value: bytes) -> str | None:
+    """Return the content of a string, the text of a number or boolean, else None."""
+    if value.startswith(b'"'):
+        return _unquoted(value[1:-1])
+    if value in (b"true", b"false") or NUMBER.fullmatch(value):
+        return value.decode()
+    return None
+
+
+def _unquoted(raw: bytes) -> str | None:
+    """Return what stands between the quotes of a string, None if it is too long or its escapes are wrong."""
+    if len(raw) > TEXT_LIMIT_BYTES:
+        return None
+    text = raw.decode("utf-8", "replace")
+    if "\\" not in text:
+        return text
+    try:
+        decoded: str = json.loads(f'"{text}"', strict=False)
+    except ValueError:
+        return None
+    return re.sub("[\ud800-\udfff]", "\ufffd", decoded)  # half of a pair is no character and cannot be written again
+
+
+def _string_end(text: bytes, at: int) -> int:
+    """Return where a string ends that goes on at `at`: at its quote, at a lone last backslash, or with the text."""
+    quote = text.find(b'"', at)
+    end = quote if quote >= 0 else len(text)
+    # Long strings are mostly images in base64, without a backslash: finding bytes is many times faster than matching.
+    return end if text.find(b"\\", at, end) < 0 else _end(STRING_REST, text, at)
+
+
+def _end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:
+    match = pattern.match(text, at)
+    assert match is not None  # every pattern here matches the empty text
+    return match.end()

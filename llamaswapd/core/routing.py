@@ -1,0 +1,206 @@
+"""Which model a request means, from its method, path, query and the bytes of its body.
+
+Nothing here reads: whoever owns the connection feeds the bytes as they come.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from urllib.parse import unquote, unquote_plus
+
+from llamaswapd.config.schema import Config, ModelConfig
+from llamaswapd.core.jsontext import Scanner
+from llamaswapd.core.multipart import MultipartScanner, parameter
+from llamaswapd.errors import ModelNotFound, NoModel, UnknownModel
+
+FORM_LIMIT_BYTES = 1024 * 1024  # a longer body is not looked through for an urlencoded field
+
+# Every (method, path) that goes to the model which the request names.
+MODEL_ROUTES = (
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/rerank"),
+    ("POST", "/reranking"),
+    ("POST", "/v1/rerank"),
+    ("POST", "/v1/reranking"),
+    ("POST", "/infill"),
+    ("POST", "/completion"),
+    ("POST", "/v1/audio/speech"),
+    ("POST", "/v1/audio/voices"),
+    ("POST", "/v1/audio/transcriptions"),
+    ("POST", "/v1/images/generations"),
+    ("POST", "/v1/images/edits"),
+    ("POST", "/sdapi/v1/txt2img"),
+    ("POST", "/sdapi/v1/img2img"),
+    ("POST", "/audioapi/v1/tasks/run"),
+    ("POST", "/v/chat/completions"),
+    ("POST", "/v/responses"),
+    ("POST", "/v/completions"),
+    ("POST", "/v/messages"),
+    ("POST", "/v/messages/count_tokens"),
+    ("POST", "/v/embeddings"),
+    ("POST", "/v/rerank"),
+    ("POST", "/v/reranking"),
+    ("GET", "/v1/audio/voices"),
+    ("GET", "/sdapi/v1/loras"),
+    ("GET", "/props"),
+)
+
+
+def forwarded_path(path: str) -> str:
+    """Return the path that the model's server sees for one of the model routes."""
+    for prefix in ("/v/", "/audioapi/"):
+        if path.startswith(prefix):
+            return path[len(prefix) - 1 :]
+    return path
+
+
+class ModelReader:
+    """Finds the name of the model while the body of a request arrives.
+
+    `name` and `stream` are what is known so far, `done` that nothing more can be learned: a caller may stop feeding at
+    either, and asks `finish` for the name.
+    """
+
+    name: str | None = None
+    stream = False
+    done = False
+    missing = ""  # why there is no name, if there is none
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the body, in pieces of any size."""
+
+    def finish(self) -> str:
+        """Return the name, when the body has ended or no more of it is needed; raises NoModel."""
+        if not self.name:
+            raise NoModel(self.missing)
+        return self.name
+
+
+def reader(method: str, content_type: str, query: str) -> ModelReader:
+    """Return what finds the name in such a request; `query` as it stands after the question mark."""
+    if method in ("GET", "HEAD"):
+        return QueryReader(query)
+    kind = content_type.lower()
+    if "application/json" in kind:
+        return JsonReader()
+    if "multipart/form-data" in kind:
+        return MultipartReader(parameter(content_type, "boundary") or "", query)
+    return UrlencodedReader(content_type, query)
+
+
+class QueryReader(ModelReader):
+    done = True
+    missing = "the query has no model"
+
+    def __init__(self, query: str) -> None:
+        self.name = urlencoded_field(query, "model")
+        self.stream = urlencoded_field(query, "stream") == "true"
+
+
+class JsonReader(ModelReader):
+    missing = "the JSON body has no model"
+
+    def __init__(self) -> None:
+        self._scanner = Scanner()
+
+    def feed(self, piece: bytes) -> None:
+        self._scanner.feed(piece)
+        self.name, self.stream, self.done = self._scanner.model, self._scanner.stream, self._scanner.done
+
+
+class MultipartReader(ModelReader):
+    missing = "neither the form nor the query has a model"
+    span: tuple[int, int] | None = None  # where the name stands in the body, in bytes; None when it came from the query
+
+    def __init__(self, boundary: str, query: str) -> None:
+        self._scanner = MultipartScanner(boundary)
+        self._query = query
+        if not boundary:
+            self.done = True
+            self.missing = "the Content-Type of the form has no boundary"
+
+    def feed(self, piece: bytes) -> None:
+        if self.done:
+            return
+        self._scanner.feed(piece)
+        self.name, self.span, self.done = self._scanner.value, self._scanner.span, self._scanner.done
+
+    def finish(self) -> str:
+        if self.name is None:
+            self.name = urlencoded_field(self._query, "model")
+        return super().finish()
+
+
+class UrlencodedReader(ModelReader):
+    def __init__(self, content_type: str, query: str) -> None:
+        self._body = bytearray()
+        self._query = query
+        self.missing = (
+            f'neither the query nor the body has it, which is read as a form by its Content-Type "{content_type}"; '
+            "JSON needs application/json"
+        )
+
+    def feed(self, piece: bytes) -> None:
+        if self.done:
+            return
+        self._body += piece
+        if len(self._body) > FORM_LIMIT_BYTES:
+            self._body.clear()
+            self.done = True
+
+    def finish(self) -> str:
+        self.name = urlencoded_field(self._body.decode("utf-8", "replace"), "model")
+        if self.name is None:
+            self.name = urlencoded_field(self._query, "model")
+        return super().finish()
+
+
+def urlencoded_field(text: str, name: str) -> str | None:
+    """Return the first value of a field, "" when it has none, None when there is no such field."""
+    match = _field_pattern(name).search(text)
+    return match and unquote_plus(match[1] or "", errors="replace")
+
+
+@cache
+def _field_pattern(name: str) -> re.Pattern[str]:
+    letters = "".join(f"(?:{letter}|%{ord(letter):02x}|%{ord(letter):02X})" for letter in name)
+    return re.compile(rf"(?<![^&]){letters}(?:=([^&]*))?(?![^&])")
+
+
+def target(config: Config, name: str) -> ModelConfig:
+    """Return the model that a name means; raises UnknownModel, with the nearest listed name."""
+    model = config.resolve(name)
+    if model is None:
+        listed = _names(model for model in config.models.values() if not model.unlisted)
+        nearest = difflib.get_close_matches(name, list(listed), n=1)
+        raise UnknownModel(name, nearest[0] if nearest else None)
+    return model
+
+
+def split_upstream(config: Config, raw_path: str) -> tuple[ModelConfig, str | None]:
+    """Split `/upstream/<model>/<path>` into model and `/<path>`, None in place of the path when it ends at the model.
+
+    The model is the longest run of segments that, percent-decoded, is an id or alias; the path keeps its escapes.
+    Raises ModelNotFound.
+    """
+    segments = raw_path.removeprefix("/upstream/").split("/")
+    longest = 1 + max((name.count("/") for name in _names(config.models.values())), default=0)
+    for count in range(min(longest, len(segments)), 0, -1):
+        model = config.resolve(unquote("/".join(segments[:count])))
+        if model is not None:
+            rest = segments[count:]
+            return model, "/" + "/".join(rest) if rest else None
+    raise ModelNotFound
+
+
+def _names(models: Iterable[ModelConfig]) -> Iterator[str]:
+    for model in models:
+        yield from (model.id, *model.listed_aliases)
