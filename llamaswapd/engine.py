@@ -1,0 +1,397 @@
+"""The only owner of the scheduler: feeds it events, performs its actions, hands out leases.
+
+The core decides what should run; this module makes it so through a `Backend` and tells the core what became of it. It
+knows no unit property, no D-Bus and no route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from llamaswapd import readiness
+from llamaswapd.config.diff import diff
+from llamaswapd.config.schema import Config, ModelConfig
+from llamaswapd.core.lifecycle import State
+from llamaswapd.core.policy import POLICIES
+from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
+from llamaswapd.errors import Error, StartError, UnitError, UnitResult
+
+log = logging.getLogger(__name__)
+
+# A model that failed to start gets this long between SIGTERM and SIGKILL (llama-swap).
+FAILED_START_GRACE_S = 5.0
+
+# How long to wait for systemd's word on a model whose connections broke: the kernel closes sockets a few milliseconds
+# before PID 1 learns of the death.
+EXPLAIN_WITHIN_S = 1.0
+
+
+class Unit(Protocol):
+    """One start of a model's unit, until it is gone."""
+
+    @property
+    def name(self) -> str:
+        """The unit's name, `llamaswapd-model-qwen.service`."""
+
+    @property
+    def pid(self) -> int:
+        """Its main process, 0 once that has ended."""
+
+    @property
+    def ended(self) -> asyncio.Future[UnitResult]:
+        """Done when systemd says that the main process is gone; never an exception. Await it through `shield`."""
+
+    @property
+    def notified(self) -> asyncio.Event:
+        """Set at every sign of life that the server gives systemd (READY=1, STATUS=): a reason to probe now."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop it; return when the unit is gone, its cgroup empty. SIGKILL after `grace_s`. May be called twice."""
+
+    async def stranger(self, port: int) -> str | None:
+        """Say who listens on a local TCP port, if that can be seen and is no process of this unit.
+
+        Returns for example `process 4711 (python3) of unit other.service`, None when it is ours or cannot be seen.
+        """
+
+    async def last_lines(self, count: int) -> list[str]:
+        """Return the last lines that this start of the model wrote, oldest first."""
+
+    async def wait_for_line(self, pattern: re.Pattern[str]) -> str:
+        """Return the first line of this start in which `pattern` is found, those already written included."""
+
+
+class Backend(Protocol):
+    """What makes models run: systemd in all its forms, or the tests' own."""
+
+    async def start(self, model: ModelConfig) -> Unit:
+        """Start the model's unit; return once its program has been executed.
+
+        Raises StartError when it cannot be executed (the unit is gone again then), UnitError when systemd refuses.
+        """
+
+    async def clear(self) -> list[str]:
+        """Stop every unit that an earlier daemon of this instance left running; return their names."""
+
+    def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
+        """Yield (model id, line) from the journal: the end of the history, then live, until the caller leaves.
+
+        `models` None means all of them. At most `history_bytes` of history, whole lines, oldest first; 0: live only.
+        Yields ("", "") once, between the history and the live lines.
+        """
+
+    async def close(self) -> None:
+        """Let go of the bus."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What one model is doing, for listings."""
+
+    model: ModelConfig
+    state: State
+    unit: str  # "" while stopped
+    pid: int
+    in_flight: int
+    waiting: int
+
+
+class Lease:
+    """The right to send one request to a ready model; given back when the `with` block ends, whatever happened.
+
+        with engine.lease("qwen") as lease:
+            await lease.granted()
+            ...relay to lease.model.proxy...
+
+    Entering asks for it. When the model is ready and nothing stands in the way it is granted at once, without a task
+    switch (`is_granted`). Raises TooManyRequests on entering when the model's slots are taken.
+    """
+
+    def __init__(self, engine: Engine, model: ModelConfig) -> None:
+        self.model = model
+        self.is_granted = False
+        self.position: int | None = None  # place in the queue from 1, None while the model loads
+        self.error: Exception | None = None
+        self._engine = engine
+        self._ticket = next(engine.tickets)
+        self._settled: asyncio.Future[None] | None = None
+        self._run: _Run | None = None
+
+    def __enter__(self) -> Lease:
+        self._engine.request(self, self._ticket)
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.error is None:
+            self._engine.release(self._ticket)
+
+    async def granted(self) -> None:
+        """Wait until the request may be sent; raises StartError, Unloaded, ShuttingDown."""
+        if not self.is_granted and self.error is None:
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
+        if self.error is not None:
+            raise self.error
+
+    async def cause(self) -> str | None:
+        """Say how the model's unit ended, if it has or does so within a second: `killed by SIGKILL (oom-kill)`."""
+        return await self._run.cause() if self._run is not None else None
+
+    def grant(self, run: _Run | None) -> None:
+        self.is_granted, self._run = True, run
+        self._wake()
+
+    def refuse(self, error: Exception) -> None:
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
+
+class _Run:
+    """One run of a model, from the order to start it until its unit is gone."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self.unit: Unit | None = None
+        self.grace_s = 0.0
+        self.stop_ordered = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def stop(self, grace_s: float) -> None:
+        self.grace_s = grace_s
+        self.stop_ordered.set()
+
+    async def cause(self) -> str | None:
+        if self.unit is None:
+            return None
+        if self.stop_ordered.is_set():
+            return "the model was unloaded"
+        try:
+            async with asyncio.timeout(EXPLAIN_WITHIN_S):
+                return str(await asyncio.shield(self.unit.ended))
+        except TimeoutError:
+            return None
+
+
+class Engine:
+    """Runs models on demand. All methods belong to one event loop."""
+
+    def __init__(self, config: Config, backend: Backend) -> None:
+        self.config = config
+        self.backend = backend
+        self.tickets = itertools.count(1)
+        self._scheduler = Scheduler(config.models, POLICIES["group"](config), overtake_limit_s=config.overtake_limit)
+        self._leases: dict[int, Lease] = {}
+        self._runs: dict[str, _Run] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._observers: list[Callable[[], None]] = []
+
+    # ---- leases
+
+    def lease(self, model_id: str) -> Lease:
+        """Return a lease to enter; `model_id` must be a configured id (not an alias)."""
+        return Lease(self, self.config.models[model_id])
+
+    def request(self, lease: Lease, ticket: int) -> None:
+        """Ask for a lease (see `Lease.__enter__`)."""
+        self._leases[ticket] = lease
+        self._perform(self._scheduler.request(ticket, lease.model.id, time.monotonic()))
+
+    def release(self, ticket: int) -> None:
+        """Give a lease back, granted or not (see `Lease.__exit__`)."""
+        self._leases.pop(ticket, None)
+        self._perform(self._scheduler.release(ticket, time.monotonic()))
+        if self._timer is None:
+            self._arm()
+
+    # ---- listings
+
+    def status(self, model_id: str) -> Status:
+        """Say what one configured model is doing."""
+        run = self._runs.get(model_id)
+        unit = run.unit if run is not None else None
+        return Status(
+            self.config.models[model_id],
+            self._scheduler.state(model_id),
+            unit.name if unit is not None else "",
+            unit.pid if unit is not None else 0,
+            self._scheduler.in_flight(model_id),
+            self._scheduler.waiting(model_id),
+        )
+
+    def statuses(self) -> list[Status]:
+        """Every configured model, in byte order of the ids."""
+        return [self.status(model_id) for model_id in self.config.models]
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Call this after every change of a model's state."""
+        self._observers.append(call)
+
+    def logs(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
+        """As `Backend.follow`."""
+        return self.backend.follow(models, history_bytes)
+
+    # ---- orders
+
+    async def unload(self, model_ids: Sequence[str] | None = None) -> None:
+        """Stop these models (None: all); return when their units are gone.
+
+        Requests in flight are cut, requests that wait are refused with Unloaded.
+        """
+        models = list(self._runs) if model_ids is None else list(model_ids)
+        self._perform(
+            self._scheduler.unload(list(self.config.models) if model_ids is None else models, time.monotonic())
+        )
+        await self._gone(models)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration. Models whose definition changed, or is gone, are unloaded."""
+        change = diff(self.config, config)
+        self._perform(self._scheduler.unload((*change.changed, *change.removed), time.monotonic()))
+        self.config = config
+        self._perform(self._scheduler.reconfigure(config.models, POLICIES["group"](config)))
+        self._changed()
+
+    async def preload(self, names: Iterable[str]) -> None:
+        """Load models one after the other; a failure is logged and the next one follows."""
+        for name in names:
+            model = self.config.resolve(name)
+            if model is None:
+                continue
+            log.info("preloading model: %s", model.id)
+            try:
+                with self.lease(model.id) as lease:
+                    await lease.granted()
+            except Error as error:
+                log.error("preloading model %s failed: %s", model.id, error)
+
+    async def close(self, within_s: float) -> None:
+        """Refuse whoever waits, stop every model, each with at most `within_s` of grace; return when all are gone."""
+        self._perform(self._scheduler.shutdown(time.monotonic(), within_s))
+        for run in self._runs.values():  # those that were stopping before
+            run.stop(min(run.grace_s, within_s))
+        await self._gone(list(self._runs))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _gone(self, models: Iterable[str]) -> None:
+        tasks = [run.task for model in models if (run := self._runs.get(model)) is not None and run.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # ---- what the scheduler decides is carried out here
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        changed = False
+        for action in actions:
+            match action:
+                case Grant(ticket):
+                    lease = self._leases[ticket]
+                    lease.grant(self._runs.get(lease.model.id))
+                case Refuse(ticket, error):
+                    self._leases.pop(ticket).refuse(error)
+                case Position(ticket, place):
+                    self._leases[ticket].position = place
+                case Start(model_id):
+                    self._start(model_id)
+                    changed = True
+                case Stop(model_id, grace_s):
+                    self._runs[model_id].stop(grace_s)
+                    changed = True
+        if changed:
+            self._changed()
+
+    def _changed(self) -> None:
+        self._arm()
+        for call in self._observers:
+            call()
+
+    def _arm(self) -> None:
+        """Have the clock looked at when the scheduler next needs it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._scheduler.next_deadline()
+        if deadline is not None:
+            delay_s = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        actions = self._scheduler.tick(time.monotonic())
+        for action in actions:
+            if isinstance(action, Stop):
+                ttl_s = self.config.models[action.model].ttl
+                log.info("<%s> Unloading model, TTL of %ds reached", action.model, ttl_s)
+        self._perform(actions)
+        if self._timer is None:
+            self._arm()
+
+    def _start(self, model_id: str) -> None:
+        run = self._runs[model_id] = _Run(self.config.models[model_id])
+        run.task = asyncio.create_task(self._run(run), name=f"run {model_id}")
+
+    async def _run(self, run: _Run) -> None:
+        """See one model through: start, wait until it is ready, wait until it ends or is to end, stop it."""
+        model_id, error = run.model.id, None
+        try:
+            run.unit = unit = await self.backend.start(run.model)
+            await self._watch(run, unit)
+        except StartError as failure:
+            error = failure
+        except UnitError as failure:
+            error = StartError(f"systemd cannot start its unit: {failure}")
+        except Exception as failure:
+            log.exception("<%s> unexpected error", model_id)
+            error = StartError(f"internal error: {failure!r}")
+        if run.unit is not None:
+            await self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
+        del self._runs[model_id]
+        now = time.monotonic()
+        if error is None or run.stop_ordered.is_set():
+            self._perform(self._scheduler.gone(model_id, now))
+        else:
+            log.warning("<%s> %s", model_id, error)
+            self._perform(self._scheduler.failed(model_id, error, now))
+        self._changed()
+
+    async def _watch(self, run: _Run, unit: Unit) -> None:
+        """Return when the unit has ended or is to be stopped; raise StartError if it does not become ready."""
+        ordered = asyncio.create_task(run.stop_ordered.wait(), name=f"stop order {run.model.id}")
+        ready = asyncio.create_task(readiness.wait_until_ready(run.model, unit), name=f"readiness {run.model.id}")
+        try:
+            await asyncio.wait((ordered, ready), return_when=asyncio.FIRST_COMPLETED)
+            if ordered.done():
+                return
+            ready.result()
+            self._perform(self._scheduler.ready(run.model.id, time.monotonic()))
+            self._changed()
+            await asyncio.wait((ordered, unit.ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ordered.done():
+                log.warning("<%s> ended by itself: %s", run.model.id, unit.ended.result())
+                run.grace_s = run.model.unload_timeout
+        finally:
+            for task in (ordered, ready):
+                task.cancel()
+            await asyncio.wait((ordered, ready))
+
+    async def _stop(self, run: _Run, unit: Unit, grace_s: float) -> None:
+        try:
+            await unit.stop(grace_s)
+        except UnitError as error:
+            log.error("<%s> cannot stop %s: %s; see systemctl status %s", run.model.id, unit.name, error, unit.name)

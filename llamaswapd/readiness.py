@@ -1,0 +1,238 @@
+"""When may a model be sent requests? Once its health endpoint has answered 200, noticed as soon as possible.
+
+systemd says *running*, the probe says *ready*; neither stands in for the other. A probe is a bare GET on a connection
+of its own: one that was accepted before the server was ready may hang, so nothing is reused across probes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.errors import StartError, UnitResult
+
+log = logging.getLogger(__name__)
+
+# Pause between probes. A refused connection on loopback costs some 0.2 ms of CPU, so 100 a second are affordable while
+# most servers come up, and 25 a second for those that load for minutes: never more than 40 ms are lost.
+FIRST_PAUSE_S = 0.010
+FIRST_PAUSES_FOR_S = 1.0
+PAUSE_GROWTH = 1.2
+LONGEST_PAUSE_S = 0.040
+
+# How long one probe may take. A server that accepts and never answers must not hold up the load, one that is only slow
+# must get a chance: the bound doubles with every probe that runs into it.
+FIRST_PROBE_LIMIT_S = 1.0
+LONGEST_PROBE_LIMIT_S = 16.0
+
+LOG_LINES_SHOWN = 10
+
+
+class Starting(Protocol):
+    """What of a started unit matters until it is ready; see `engine.Unit`."""
+
+    @property
+    def ended(self) -> asyncio.Future[UnitResult]: ...
+
+    @property
+    def notified(self) -> asyncio.Event: ...
+
+    async def stranger(self, port: int) -> str | None: ...
+
+    async def last_lines(self, count: int) -> list[str]: ...
+
+    async def wait_for_line(self, pattern: re.Pattern[str]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and what to probe."""
+
+    host: str
+    port: int
+    tls: bool
+    target: str  # request target: path and query
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.target}"
+
+    @property
+    def is_local(self) -> bool:
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def endpoint(model: ModelConfig) -> Endpoint | None:
+    """Return what to probe, None for `checkEndpoint: none`.
+
+    The endpoint is joined to the proxy like a request: the proxy's path is a prefix, a query is kept, and of a full URL
+    only path and query count (llama-swap).
+    """
+    if model.check_endpoint.strip().lower() == "none":
+        return None
+    proxy, check = urlsplit(model.proxy), urlsplit(model.check_endpoint.strip())
+    path = proxy.path.rstrip("/") + "/" + check.path.lstrip("/")
+    return Endpoint(
+        proxy.hostname or "localhost",
+        proxy.port or (443 if proxy.scheme == "https" else 80),
+        proxy.scheme == "https",
+        path + (f"?{check.query}" if check.query else ""),
+    )
+
+
+async def wait_until_ready(model: ModelConfig, unit: Starting) -> None:
+    """Return once requests may be sent to the model; raise StartError when that will not come to pass.
+
+    Ends at once when the unit ends, after `healthCheckTimeout` in any case. Never returns for a server that is no part
+    of the unit, where that can be seen.
+    """
+    try:
+        async with asyncio.timeout(model.health_check_timeout):
+            await _unless_ended(unit, _ready(model, unit))
+    except TimeoutError:
+        lines = await unit.last_lines(LOG_LINES_SHOWN)
+        raise StartError(f"health check timed out after {go_duration(model.health_check_timeout)}", lines) from None
+
+
+async def _unless_ended(unit: Starting, ready: Awaitable[None]) -> None:
+    """Await `ready`, unless the unit ends first."""
+    waiting = asyncio.ensure_future(ready)
+    ended = asyncio.shield(unit.ended)
+    try:
+        await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not unit.ended.done():
+            return await waiting
+        lines = await unit.last_lines(LOG_LINES_SHOWN)
+        raise StartError(f"upstream command exited prematurely: {unit.ended.result()}", lines)
+    finally:
+        await _end(waiting)
+        ended.cancel()
+
+
+async def _ready(model: ModelConfig, unit: Starting) -> None:
+    hint = asyncio.Event()  # a reason to probe now rather than after the pause
+    with contextlib.ExitStack() as stack:
+        line: asyncio.Task[None] | None = None
+        if model.ready_log:
+            line = asyncio.create_task(_hint_on_line(model, unit, hint), name=f"readyLog {model.id}")
+            stack.callback(line.cancel)
+        where = endpoint(model)
+        if where is None:
+            if line is not None:
+                await line
+            return
+        notified = asyncio.create_task(_hint_on_notify(unit, hint), name=f"notify {model.id}")
+        stack.callback(notified.cancel)
+        await _probe_until_ok(where, hint)
+        if where.is_local and (stranger := await unit.stranger(where.port)):
+            raise StartError(
+                f"port {where.port} of {model.proxy} answers, but it belongs to {stranger}; "
+                "stop that program or give this model another port",
+                await unit.last_lines(LOG_LINES_SHOWN),
+            )
+        log.info("<%s> Health check passed on %s", model.id, where.url)
+
+
+async def _hint_on_line(model: ModelConfig, unit: Starting, hint: asyncio.Event) -> None:
+    await unit.wait_for_line(re.compile(model.ready_log))
+    hint.set()
+
+
+async def _hint_on_notify(unit: Starting, hint: asyncio.Event) -> None:
+    while True:
+        await unit.notified.wait()
+        unit.notified.clear()
+        hint.set()
+
+
+async def _probe_until_ok(where: Endpoint, hint: asyncio.Event) -> None:
+    """Probe until the answer is 200. A hint ends a pause, and a probe that hangs."""
+    now = asyncio.get_running_loop().time
+    addresses = await _resolve(where)
+    tls = ssl.create_default_context() if where.tls else None
+    started, pause, limit = now(), FIRST_PAUSE_S, FIRST_PROBE_LIMIT_S
+    while True:
+        hint.clear()
+        try:
+            async with asyncio.timeout(limit):
+                if await _first_of(_probe(where, addresses, tls), hint):
+                    return
+        except TimeoutError:
+            limit = min(limit * 2, LONGEST_PROBE_LIMIT_S)
+            continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await hint.wait()
+        if now() - started > FIRST_PAUSES_FOR_S:
+            pause = min(pause * PAUSE_GROWTH, LONGEST_PAUSE_S)
+
+
+async def _first_of(probe: Awaitable[bool], hint: asyncio.Event) -> bool:
+    """Return the probe's answer, or False as soon as there is a hint that a new one is worth more."""
+    probing = asyncio.ensure_future(probe)
+    hinted = asyncio.ensure_future(hint.wait())
+    try:
+        await asyncio.wait((probing, hinted), return_when=asyncio.FIRST_COMPLETED)
+        return probing.done() and probing.result()
+    finally:
+        await _end(probing)
+        await _end(hinted)
+
+
+async def _resolve(where: Endpoint) -> list[tuple[str, int]]:
+    """Look the host up once per load; `localhost` is often two addresses, of which a server listens on one."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(where.host, where.port, type=1)
+    except OSError as error:
+        raise StartError(f"cannot resolve the host of {where.url}: {error}; correct the model's proxy") from error
+    return [(str(entry[4][0]), where.port) for entry in found]
+
+
+async def _probe(where: Endpoint, addresses: Iterable[tuple[str, int]], tls: ssl.SSLContext | None) -> bool:
+    for host, port in addresses:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a status line longer than the stream's limit
+            if await _status(where, host, port, tls) == 200:
+                return True
+    return False
+
+
+async def _status(where: Endpoint, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+    """Return the status of one GET. Redirects are not followed; only 200 will count."""
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=where.host if tls else None)
+    try:
+        name = f"[{where.host}]" if ":" in where.host else where.host
+        writer.write(
+            f"GET {where.target} HTTP/1.1\r\nHost: {name}:{where.port}\r\nUser-Agent: llamaswapd\r\n"
+            "Accept: */*\r\nConnection: close\r\n\r\n".encode()
+        )
+        version, _, rest = (await reader.readline()).partition(b" ")
+        return int(rest[:3]) if version.startswith(b"HTTP/1.") and rest[:3].isdigit() else 0
+    finally:
+        writer.transport.abort()
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancel a helper task and see it end."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # retrieved: the caller has raised, or will raise, what matters
+
+
+def go_duration(seconds: float) -> str:
+    """Return whole seconds as Go prints a duration: `15s`, `2m0s`, `1h0m0s`."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minute}m{second}s"
+    return f"{minute}m{second}s" if minute else f"{second}s"
