@@ -1,0 +1,74 @@
+"""What of a client's request head a model's server gets to see."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from aiohttp import web
+
+from llamaswapd.errors import RequestError
+from llamaswapd.http.auth import presented_key
+
+# RFC 9110 section 7.6.1, and what we say ourselves: the body's framing, and whom the request came through. A client
+# that asked whether to go on (Expect) has been answered by us.
+NOT_FORWARDED = frozenset((
+    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", b"content-length", b"expect", b"x-forwarded-for",
+))  # fmt: skip
+
+KEY_HEADERS = {b"authorization": "Authorization", b"x-api-key": "x-api-key"}
+
+
+def request_head(
+    request: web.BaseRequest, target: str, length: int | None, api_keys: tuple[str, ...], default_host: str
+) -> bytes:
+    """Return the head of the request to the model's server.
+
+    `target`: path and query. `length`: bytes of the body, None for one sent in chunks. Headers that carry one of
+    `api_keys` are left out: they are ours, not the model's.
+    """
+    listed = _listed(request)
+    lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape")]
+    forwarded_for = []
+    has_host = False
+    for name, value in request.raw_headers:
+        lowered = name.lower()
+        if lowered == b"x-forwarded-for":
+            forwarded_for.append(value)
+        if lowered in NOT_FORWARDED or lowered in listed:
+            continue
+        if api_keys and lowered in KEY_HEADERS and _carries_key(KEY_HEADERS[lowered], value, api_keys):
+            continue
+        has_host = has_host or lowered == b"host"
+        lines.append(name + b": " + value)
+    if not has_host:  # HTTP/1.0
+        lines.append(b"Host: " + default_host.encode())
+    if request.remote:
+        forwarded_for.append(request.remote.encode())
+    if forwarded_for:
+        lines.append(b"X-Forwarded-For: " + b", ".join(forwarded_for))
+    if length is None:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif length or request.method in ("POST", "PUT", "PATCH"):
+        lines.append(b"Content-Length: %d" % length)
+    lines.append(b"\r\n")
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+        raise RequestError("a request header holds a line break")
+    return head
+
+
+def _listed(request: web.BaseRequest) -> frozenset[bytes]:
+    """The headers that the client names in Connection: they concern its connection to us only."""
+    values = request.headers.getall("Connection", ())
+    return _names(",".join(values).encode(errors="surrogateescape")) if values else frozenset()
+
+
+@lru_cache(maxsize=64)
+def _names(value: bytes) -> frozenset[bytes]:
+    return frozenset(name.strip() for name in value.lower().split(b","))
+
+
+def _carries_key(name: str, value: bytes, api_keys: tuple[str, ...]) -> bool:
+    key = presented_key({name: value.decode(errors="surrogateescape")})
+    return key.decode(errors="surrogateescape") in api_keys

@@ -1,0 +1,140 @@
+"""What every request passes before its handler, and what becomes of its errors.
+
+In this order: OPTIONS, which no handler sees; paths that are not clean; routes that do not exist; the key. Around all
+of it, the one place where exceptions become answers, and the access log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import posixpath
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from llamaswapd.engine import Engine
+from llamaswapd.errors import Error
+from llamaswapd.http.answers import error_answer, redirect, text_answer
+from llamaswapd.http.auth import authorize
+from llamaswapd.observe import TOKEN, remote_ip
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Answered without a key: nothing behind them tells or does anything.
+OPEN_PATHS = frozenset(("/", "/health", "/wol-health", "/upstream"))
+
+UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
+CLIENT_LEFT = 499  # in the access log only: no answer was sent, as nginx writes it
+
+DEFAULT_CORS_HEADERS = "Content-Type, Authorization, Accept, X-Requested-With"
+
+
+class Gate:
+    """The application's only middleware. Looks at `engine.config` anew for each request: a reload replaces it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered."""
+        await self._idle.wait()
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.monotonic()
+        self._active += 1
+        self._idle.clear()
+        response = None
+        try:
+            response = await self._answer(request, handler)
+            return response
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+            if log.isEnabledFor(logging.INFO) and not request.rel_url.raw_path.startswith(UNLOGGED_PATHS):
+                log.info("%s", access_line(request, response, time.monotonic() - began))
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # aiohttp 3.8 counts its "100 Continue" as the beginning of the answer, see `render`.
+        request.writer.output_size = 0
+        if request.method == "OPTIONS":
+            return cors_answer(request)
+        path = request.rel_url.raw_path
+        if (cleaned := clean_path(path)) != path:
+            query = request.rel_url.raw_query_string
+            return redirect(307, cleaned + (f"?{query}" if query else ""))
+        if (missing := request.match_info.http_exception) is not None:
+            return no_route(missing)
+        try:
+            if (keys := self._engine.config.api_keys) and path not in OPEN_PATHS:
+                authorize(request.headers, keys)
+            return await handler(request)
+        except Error as error:
+            return render(request, error)
+        except (ConnectionError, web.HTTPException):  # the client left, or aiohttp refuses what it sent
+            raise
+        except Exception as error:
+            log.exception("unexpected error while answering %s %s", request.method, printable(path))
+            return render(request, Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
+
+
+def render(request: web.Request, error: Error) -> web.Response:
+    """Return the answer to an error. Once an answer has begun, only a broken connection can tell."""
+    if getattr(request.writer, "output_size", 0):
+        raise ConnectionResetError(f"the answer had begun: {error}")
+    return error_answer(error, request.headers.get("Accept", ""))
+
+
+def no_route(error: web.HTTPException) -> web.Response:
+    """Answer 404 and 405 in the words of Go's multiplexer."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return text_answer("Method Not Allowed\n", 405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))})
+    return text_answer("404 page not found\n", 404, headers)
+
+
+def cors_answer(request: web.Request) -> web.Response:
+    """Answer a preflight: everybody may ask for everything; whether they get it, the key decides."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    names = [name for part in wanted.split(",") if TOKEN.fullmatch(name := part.strip())]
+    headers = {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+        "Access-Control-Allow-Headers": ", ".join(names) if wanted else DEFAULT_CORS_HEADERS,
+        "Access-Control-Max-Age": "86400",
+    }
+    return web.Response(status=204, headers=headers)
+
+
+def clean_path(path: str) -> str:
+    """Return a path without `//`, `.` and `..`; a slash at its end stays."""
+    if "//" not in path and "/." not in path and path.startswith("/"):
+        return path
+    cleaned = posixpath.normpath(f"/{path.lstrip('/')}")
+    return f"{cleaned}/" if path.endswith("/") and cleaned != "/" else cleaned
+
+
+def access_line(request: web.Request, response: web.StreamResponse | None, duration_s: float) -> str:
+    """Return what the log says of a request."""
+    status = response.status if response is not None else CLIENT_LEFT
+    size = getattr(request.writer, "output_size", 0)  # of a stream, head included
+    if response is not None:
+        size = (response.content_length if isinstance(response, web.Response) else response.body_length) or size
+    ip = remote_ip(request.headers, request.remote or "")
+    agent = request.headers.get("User-Agent", "")
+    duration = f"{duration_s * 1000:.3f}ms" if duration_s < 1 else f"{duration_s:.3f}s"
+    what = f"{request.method} {request.rel_url.raw_path} HTTP/{request.version.major}.{request.version.minor}"
+    return f'Request {printable(ip)} "{printable(what)}" {status} {size} "{printable(agent)}" {duration}'
+
+
+def printable(text: str) -> str:
+    """Return what a client wrote so that it cannot forge lines or confuse terminals."""
+    return text if text.isprintable() else ascii(text)[1:-1]

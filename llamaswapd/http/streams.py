@@ -1,0 +1,71 @@
+"""Answers without an end: they go on until the client leaves or the daemon stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from llamaswapd.errors import Error
+from llamaswapd.http.server import Connection
+
+log = logging.getLogger(__name__)
+
+Writer = Callable[[web.StreamResponse], Coroutine[Any, Any, None]]
+
+
+class Streams:
+    """Runs the open streams and ends them all together."""
+
+    def __init__(self) -> None:
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """End all streams, and those to come as soon as they begin; may be called twice."""
+        self._closing.set()
+
+    async def run(self, request: web.Request, response: web.StreamResponse, *writers: Writer) -> web.StreamResponse:
+        """Send the head at once, then let the writers work, until one fails, the client leaves or the daemon stops.
+
+        Several may write to the one response, if each piece is whole in itself.
+        """
+        if request.method == "HEAD":  # aiohttp 3.8 would put the end of a chunked body behind a stream's head
+            return web.Response(headers=response.headers)
+        await response.prepare(request)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for writer in writers:
+                    group.create_task(writer(response))
+                group.create_task(self._until_closed())
+                group.create_task(until_client_leaves(request))
+        except* ConnectionError:
+            pass  # the ordinary end
+        except* Error as failures:
+            log.warning("stream %s ended: %s", request.rel_url.raw_path, failures.exceptions[0])
+        return response
+
+    async def _until_closed(self) -> None:
+        await self._closing.wait()
+        raise ConnectionAbortedError("the daemon is stopping")
+
+
+async def until_client_leaves(request: web.Request) -> None:
+    """Raise once the client has closed its connection."""
+    connection, gone = request.protocol, asyncio.Event()
+    assert isinstance(connection, Connection)
+    connection.on_gone = gone.set
+    try:
+        if connection.transport is not None:
+            await gone.wait()
+    finally:
+        connection.on_gone = None
+    raise ConnectionResetError("the client left")
+
+
+def stream_response(content_type: str, headers: Mapping[str, str] | None = None) -> web.StreamResponse:
+    """Return an answer whose pieces neither proxies hold back nor browsers interpret."""
+    head = {"Content-Type": content_type, "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
+    return web.StreamResponse(headers={**head, **(headers or {})})

@@ -1,0 +1,173 @@
+"""A front end on a loopback port, before an engine that only says what it is told to say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llamaswapd.config.schema import Config, ModelConfig
+from llamaswapd.core.lifecycle import State
+from llamaswapd.engine import Status
+from llamaswapd.errors import Error
+from llamaswapd.http.app import FrontEnd
+from llamaswapd.observe import LineFormat, Observer
+
+
+class Engine:
+    """What the management API sees of an engine."""
+
+    def __init__(self, *models: ModelConfig, **config: Any) -> None:
+        ordered = sorted(models, key=lambda model: model.id)
+        self.config = Config(models={model.id: model for model in ordered}, **config)
+        self.states = {model.id: State.STOPPED for model in ordered}
+        self.past: list[tuple[str, str]] = []
+        self.live: asyncio.Queue[tuple[str, str] | Error] = asyncio.Queue()
+        self.asked_logs: list[tuple[Collection[str] | None, int]] = []
+        self.followers = 0
+        self._observers: list[Callable[[], None]] = []
+
+    def become(self, model_id: str, state: State) -> None:
+        self.states[model_id] = state
+        for call in self._observers:
+            call()
+
+    def statuses(self) -> list[Status]:
+        return [Status(model, self.states[model.id], "", 0, 0, 0) for model in self.config.models.values()]
+
+    async def unload(self, model_ids: Sequence[str] | None = None) -> None:
+        for model_id in self.states if model_ids is None else model_ids:
+            self.become(model_id, State.STOPPED)
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        self._observers.append(call)
+
+    async def logs(self, models: Collection[str] | None, history_bytes: int) -> AsyncIterator[tuple[str, str]]:
+        self.asked_logs.append((models, history_bytes))
+        self.followers += 1
+        try:
+            for model_id, line in self.past:
+                if history_bytes and (models is None or model_id in models):
+                    yield model_id, line
+            yield "", ""
+            while True:
+                entry = await self.live.get()
+                if isinstance(entry, Error):
+                    raise entry
+                yield entry
+        finally:
+            self.followers -= 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """One connection that sends and reads exactly the bytes it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, target: str, *header_lines: str, method: str = "GET") -> None:
+        lines = (f"{method} {target} HTTP/1.1", "Host: models", *header_lines, "", "")
+        self.writer.write("\r\n".join(lines).encode("utf-8", "surrogateescape"))
+        await self.writer.drain()
+
+    async def head(self) -> Answer:
+        status_line, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        return Answer(int(status_line.split()[1]), headers, b"")
+
+    async def answer(self, *, has_body: bool = True) -> Answer:
+        head = await self.head()
+        length = int(head.headers.get("content-length", 0)) if has_body else 0
+        return replace(head, body=await self.reader.readexactly(length))
+
+    async def chunk(self) -> bytes:
+        """Read one chunk of a chunked body, b"" at its end."""
+        size = int(await self.reader.readuntil(b"\r\n"), 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def text_until(self, end: str) -> str:
+        text = ""
+        while end not in text:
+            text += (await self.chunk()).decode()
+        return text
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class House:
+    """A running front end."""
+
+    def __init__(self, engine: Engine, observer: Observer, front: FrontEnd, port: int) -> None:
+        self.engine = engine
+        self.observer = observer
+        self.front = front
+        self.port = port
+        self._clients: list[Client] = []
+
+    async def connect(self) -> Client:
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        self._clients.append(client)
+        return client
+
+    async def ask(self, target: str, *header_lines: str, method: str = "GET") -> Answer:
+        client = await self.connect()
+        await client.send(target, *header_lines, method=method)
+        answer = await client.answer(has_body=method != "HEAD")
+        client.close()
+        return answer
+
+    async def stream(self, target: str, *header_lines: str) -> Client:
+        """Ask for something without an end; return once its head is there."""
+        client = await self.connect()
+        await client.send(target, *header_lines)
+        assert (await client.head()).status == 200
+        return client
+
+    def write_own_line(self, text: str) -> None:
+        self.observer.log.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, text, None, None))
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Let the front end work until something has become true; the house's time limit is the only one."""
+        while not is_so():  # noqa: ASYNC110, what is waited for has no event
+            await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        await self.front.close()
+
+
+@asynccontextmanager
+async def house(engine: Engine, **options: Any) -> AsyncIterator[House]:
+    observer = Observer()
+    observer.log.setFormatter(LineFormat())
+    listener = socket.create_server(("127.0.0.1", 0))
+    front = FrontEnd(engine, observer, **options)  # type: ignore[arg-type]
+    await front.start([listener])
+    running = House(engine, observer, front, listener.getsockname()[1])
+    try:
+        async with asyncio.timeout(20):
+            yield running
+    finally:
+        await running.close()
+
+
+def model(model_id: str, **settings: Any) -> ModelConfig:
+    return ModelConfig(**({"id": model_id, "cmd": "serve", "proxy": "http://127.0.0.1:1", "ttl": 0} | settings))

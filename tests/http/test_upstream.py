@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from fake_model import OK, Answer, Call, FakeModel, fixed, last, until
+
+from llamaswapd.errors import UpstreamError
+from llamaswapd.http import upstream as upstream_module
+from llamaswapd.http.upstream import Origin, Pool, Stale, Upstream, parse_base
+from llamaswapd.http.wire import Framing, Head
+
+GET = b"GET / HTTP/1.1\r\nHost: m\r\n\r\n"
+
+
+class Sink:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.data = b""
+        self.over = asyncio.Event()
+
+    def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
+        self.told.append(head.status)
+        self.data += data
+
+    def on_data(self, data: bytes) -> None:
+        self.data += data
+
+    def on_end(self) -> None:
+        self.told.append("end")
+        self.over.set()
+
+    def on_failure(self, error: UpstreamError) -> None:
+        self.told.append(type(error))
+        self.over.set()
+
+    def on_writable(self, writable: bool) -> None:
+        self.told.append(writable)
+
+
+@asynccontextmanager
+async def served(answer: Answer) -> AsyncIterator[tuple[Pool, FakeModel, Callable[[Upstream | None], Awaitable[Sink]]]]:
+    server, pool = FakeModel(answer), Pool()
+    await server.start()
+    origin = Origin("127.0.0.1", server.port, False)
+
+    async def exchange(upstream: Upstream | None = None) -> Sink:
+        upstream = upstream or pool.take(origin) or await pool.connect(origin)
+        sink = Sink()
+        upstream.send(sink, GET, is_head=False, unframe=False, complete=True)
+        await sink.over.wait()
+        return sink
+
+    try:
+        async with asyncio.timeout(10):
+            yield pool, server, exchange
+    finally:
+        pool.close()
+        await server.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://localhost:5800", (Origin("localhost", 5800, False), "")),
+        ("http://localhost/", (Origin("localhost", 80, False), "")),
+        ("https://gpu.example/v2/", (Origin("gpu.example", 443, True), "/v2")),
+        ("http://[::1]:8080/a%2Fb", (Origin("::1", 8080, False), "/a%2Fb")),
+    ],
+)
+def test_a_proxy_url_is_an_origin_and_a_prefix(url: str, expected: tuple[Origin, str]) -> None:
+    assert parse_base(url) == expected
+
+
+@pytest.mark.parametrize("url", ["", "localhost:5800", "ftp://x", "http://", "http://x:y", "http://x:99999"])
+def test_what_is_no_proxy_url_is_named(url: str) -> None:
+    with pytest.raises(UpstreamError, match='proxy "'):
+        parse_base(url)
+
+
+async def test_an_exchange_is_told_from_head_to_end() -> None:
+    async with served(fixed(OK)) as (_, _, exchange):
+        sink = await exchange()
+    assert (sink.told, sink.data) == ([200, "end"], b"ok")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        OK + b"!",
+    ],
+)
+async def test_a_connection_that_cannot_be_used_again_is_closed(answer: bytes) -> None:
+    async with served(fixed(answer)) as (_, server, exchange):
+        for _ in range(2):
+            assert (await exchange()).told == [200, "end"]
+        assert server.connections == 2
+
+
+async def test_bytes_nobody_asked_for_close_an_idle_connection() -> None:
+    async def answer(call: Call) -> None:
+        await call.send(OK)
+        await kept.wait()
+        await call.send(OK)
+        await call.left()
+        left.set()
+
+    kept, left = asyncio.Event(), asyncio.Event()
+    async with served(answer) as (pool, server, exchange):
+        await exchange()
+        kept.set()
+        await left.wait()
+        assert pool.take(Origin("127.0.0.1", server.port, False)) is None
+
+
+async def test_a_connection_that_ends_while_idle_is_forgotten() -> None:
+    async with served(last(OK)) as (pool, _, exchange):
+        await exchange()
+        await until(lambda: not any(pool._idle.values()))
+        assert (await exchange()).told == [200, "end"]
+
+
+async def test_only_a_kept_connection_can_be_stale() -> None:
+    async def die(call: Call) -> None:
+        if call.connection == 2 and len(server.calls) == 2:
+            await call.send(OK)
+        else:
+            call.reset()
+
+    async with served(die) as (_, server, exchange):
+        assert (await exchange()).told == [UpstreamError]
+        assert (await exchange()).told == [200, "end"]
+        assert (await exchange()).told == [Stale]
+
+
+async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "IDLE_LIMIT_S", 0.02)
+    left = asyncio.Event()
+
+    async def answer(call: Call) -> None:
+        await call.send(OK)
+        await call.left()
+        left.set()
+
+    async with served(answer) as (pool, _, exchange):
+        await exchange()
+        await left.wait()
+        assert not pool._idle
+
+
+async def test_no_more_than_so_many_connections_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "IDLE_CONNECTIONS", 2)
+    async with served(fixed(OK)) as (pool, server, exchange):
+        origin = Origin("127.0.0.1", server.port, False)
+        upstreams = [await pool.connect(origin) for _ in range(3)]
+        await asyncio.gather(*(exchange(upstream) for upstream in upstreams))
+        assert [pool.take(origin) is not None for _ in range(3)] == [True, True, False]
+
+
+async def test_a_connection_that_was_paused_at_the_end_of_an_answer_is_read_from_again() -> None:
+    class Pausing(Sink):
+        def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
+            upstream.pause_reading()
+
+    async with served(fixed(OK)) as (pool, server, exchange):
+        upstream, sink = await pool.connect(Origin("127.0.0.1", server.port, False)), Pausing()
+        upstream.send(sink, GET, is_head=False, unframe=False, complete=True)
+        await sink.over.wait()
+        assert (await exchange()).told == [200, "end"]
+        assert server.connections == 1
+
+
+async def test_an_exchange_that_is_given_up_tells_nothing_more() -> None:
+    left = asyncio.Event()
+
+    async def answer(call: Call) -> None:
+        await call.send(OK[:-1])
+        await call.left()
+        left.set()
+
+    async with served(answer) as (pool, server, _):
+        upstream, sink = await pool.connect(Origin("127.0.0.1", server.port, False)), Sink()
+        upstream.send(sink, GET, is_head=False, unframe=False, complete=True)
+        await until(lambda: bool(sink.told))
+        upstream.abort()
+        await left.wait()
+        assert sink.told == [200]
+
+
+async def test_a_server_that_does_not_take_connections_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "CONNECT_TIMEOUT_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        origin = Origin("127.0.0.1", listener.getsockname()[1], False)
+        with pytest.raises(UpstreamError, match="does not take connections: nothing for 0 s"):
+            await Pool().connect(origin)

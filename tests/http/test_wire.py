@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+
+from llamaswapd.http.wire import HEAD_LIMIT, LINE_LIMIT, Chunked, Length, Malformed, UntilClose, framing_of, parse_head
+
+CHUNKED = b'5;name="v"\r\nhello\r\nA \r\n0123456789\r\n1\r\n\n\r\n00\r\nTrailer: x\r\n\r\n'
+
+
+def test_a_head_is_read_with_its_fields_in_order() -> None:
+    head = parse_head(b"HTTP/1.1 404 Not Found\r\nX-A: 1\r\nContent-Type:text/plain \r\nX-A:2")
+    assert (head.status, head.is_http11, head.values(b"x-a")) == (404, True, [b"1", b"2"])
+    assert list(head) == [("x-a", "1"), ("content-type", "text/plain"), ("x-a", "2")]
+
+
+def test_list_fields_give_their_members_in_lower_case() -> None:
+    head = parse_head(b"HTTP/1.0 200 OK\r\nConnection: Close, X-Trace\r\nconnection: te")
+    assert not head.is_http11
+    assert head.names_in(b"connection") == {b"close", b"x-trace", b"te"}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/2 200 OK",
+        b"HTTP/1.1 20 OK",
+        b"HTTP/1.1  200 OK",
+        b"ICY 200 OK",
+        b"HTTP/1.1 200 OK\r\nno colon",
+        b"HTTP/1.1 200 OK\r\nspace : x",
+        b"HTTP/1.1 200 OK\r\nX: a\r\n folded",
+        b"HTTP/1.1 200 OK\r\nX: a\nY: b",
+        b"HTTP/1.1 200 OK\r\nX: a\rb",
+        b"HTTP/1.1 200 OK\r\nX: a\0b",
+        b"HTTP/1.1 200 OK\r\n: x",
+    ],
+)
+def test_what_is_not_a_head_is_refused(head: bytes) -> None:
+    with pytest.raises(Malformed):
+        parse_head(head)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10", Length),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nContent-Length: 10", Length),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nContent-Length: 3", Chunked),
+        (b"HTTP/1.1 200 OK", UntilClose),
+    ],
+)
+def test_the_head_says_how_the_body_ends(head: bytes, kind: type) -> None:
+    framing = framing_of(parse_head(head), to_head_request=False)
+    assert type(framing) is kind
+    assert not framing.ended
+
+
+@pytest.mark.parametrize("status", [b"103", b"204", b"304"])
+def test_some_answers_have_no_body_whatever_their_head_says(status: bytes) -> None:
+    head = parse_head(b"HTTP/1.1 %b X\r\nContent-Length: 10" % status)
+    assert framing_of(head, to_head_request=False).ended
+
+
+def test_an_answer_to_head_has_no_body() -> None:
+    assert framing_of(parse_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"), to_head_request=True).ended
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 1\r\nContent-Length: 2",
+        b"Content-Length: 1, 1",
+        b"Content-Length: -1",
+        b"Content-Length: +1",
+        b"Content-Length: 1_0",
+        b"Content-Length: ",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    ],
+)
+def test_a_body_whose_end_cannot_be_told_is_refused(fields: bytes) -> None:
+    with pytest.raises(Malformed):
+        framing_of(parse_head(b"HTTP/1.1 200 OK\r\n" + fields), to_head_request=False)
+
+
+@pytest.mark.parametrize("first", range(len(CHUNKED) + 1))
+def test_chunks_end_at_the_same_byte_wherever_they_are_cut(first: int) -> None:
+    for second in range(first, len(CHUNKED) + 1):
+        framing, content, taken = Chunked(), [], 0
+        for piece in (CHUNKED[:first], CHUNKED[first:second], CHUNKED[second:] + b"HTTP/1.1"):
+            taken += framing.take(piece, content)
+        assert framing.ended
+        assert taken == len(CHUNKED)
+        assert b"".join(content) == b"hello0123456789\n"
+
+
+def test_between_chunks_is_only_where_a_chunk_could_begin() -> None:
+    places = []
+    for size in range(len(CHUNKED)):
+        framing = Chunked()
+        framing.take(CHUNKED[:size])
+        if framing.between_chunks:
+            places.append(size)
+    ends = [CHUNKED.index(b"hello\r\n") + 7, CHUNKED.index(b"789\r\n") + 5, CHUNKED.index(b"\n\r\n00") + 3]
+    assert places == [0, *ends]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"x\r\n",
+        b"\r\n",
+        b"0x5\r\n",
+        b"1_0\r\n",
+        b" 5\r\n",
+        b"5\nhello",
+        b"5\r\nhelloX\r\n",
+        b"5\r\nhello\n",
+        b"0\r\nbad trailer\r\n",
+    ],
+)
+def test_broken_chunks_are_refused(body: bytes) -> None:
+    with pytest.raises(Malformed):
+        Chunked().take(body)
+
+
+def test_size_lines_and_trailers_are_bounded() -> None:
+    with pytest.raises(Malformed):
+        Chunked().take(b"5;" + b"x" * LINE_LIMIT)
+    with pytest.raises(Malformed):
+        Chunked().take(b"0\r\n" + b"X: y\r\n" * HEAD_LIMIT)
+
+
+def test_a_body_of_known_length_takes_no_more_than_that() -> None:
+    framing = Length(5)
+    assert [framing.take(b"abc"), framing.ended, framing.take(b"defg"), framing.ended] == [3, False, 2, True]
