@@ -41,14 +41,16 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.path, self.message) if part)
+        file = f"config {self.file}" if self.file else ""
+        return ": ".join(part for part in (file, self.path, self.message) if part)
 
 
 class ConfigError(Error):
     """The configuration cannot be used; `problems` holds every reason, in the order of validation."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], warnings: Iterable[Problem] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -153,7 +155,7 @@ SYSTEMD_EXIT_STATUSES = {
     227: "NO_NEW_PRIVILEGES", 228: "SECCOMP", 229: "SELINUX_CONTEXT", 230: "PERSONALITY", 231: "APPARMOR",
     232: "ADDRESS_FAMILIES", 233: "RUNTIME_DIRECTORY", 235: "CHOWN", 236: "SMACK_PROCESS_LABEL", 237: "KEYRING",
     238: "STATE_DIRECTORY", 239: "CACHE_DIRECTORY", 240: "LOGS_DIRECTORY", 241: "CONFIGURATION_DIRECTORY",
-    242: "NUMA_POLICY", 243: "CREDENTIALS", 244: "BPF",
+    242: "NUMA_POLICY", 243: "CREDENTIALS", 244: "BPF", 245: "KSM",
 }  # fmt: skip
 
 

@@ -20,11 +20,13 @@ def substitute(source: str, names: Iterable[str], environ: Mapping[str, str], re
     values: dict[str, str] = {}
     for name in names:
         value = environ.get(name)
+        reference = f"${{env.{name}}}"
         if value is None:
-            report.error((), f"environment variable '{name}' is not set; set it, or take ${{env.{name}}} out", file)
+            message = f"environment variable '{name}' is not set; set it, or take {reference} out"
+            report.missing(reference, message, file)
         elif any(char in value for char in "\n\r\0"):
             what = "contains newlines or null bytes which are not allowed in YAML substitution"
-            report.error((), f"environment variable '{name}' {what}", file)
+            report.missing(reference, f"environment variable '{name}' {what}", file)
         else:
             # Right inside double quotes; elsewhere the doubling shows, and splitting a command undoes it again.
             values[name] = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -39,9 +39,9 @@ def load(
     """
     report = Report()
     parsed = [_parsed(path, environ, report) for path in sources(files, config_dir)]
-    report.raise_errors()
+    report.raise_errors(beyond_missing=True)
     root = merge([source for source in parsed if source is not None], report)
-    report.raise_errors()
+    report.raise_errors(beyond_missing=True)
     report.root = root = prepare(root)
     expanded = macros.expand(root, known_keys(Config), Config().start_port, report)
     config = _decoded(expanded, report)
@@ -85,13 +85,12 @@ def _parsed(path: Path, environ: Mapping[str, str], report: Report) -> Map | Non
     except UnicodeDecodeError as error:
         report.error((), f"failed to read config {file}: byte {error.start} is no UTF-8", file)
         return None
-    problems = len(report.errors)
     # Twice, for values that refer to variables themselves. What is no YAML may become so by the first expansion.
     for unparsable in ([source], []):
         names = environment.names_in(_texts(source, otherwise=unparsable))
         source = environment.substitute(source, names, environ, report, file)
-        if len(report.errors) > problems:
-            return None
+    if report.has_missing(file) and not _texts(source, otherwise=[]):
+        return None
     return dialect.parse(source, file, report)
 
 

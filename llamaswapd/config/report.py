@@ -16,16 +16,29 @@ class Report:
         self.root: Node = Map()
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
+        self._missing: dict[str, Problem] = {}  # references that could not be replaced, and why
 
     def error(self, path: Path, message: str, file: str = "") -> None:
-        self.errors.append(Problem(file or self._file(path), dotted(path), message))
+        if not (self._missing and "${env." in message):  # else it follows from what is missing
+            self.errors.append(Problem(file or self._file(path), dotted(path), message))
+
+    def missing(self, reference: str, message: str, file: str) -> None:
+        """Note that a reference stays in the text; the rest of the file can be looked at all the same."""
+        if reference not in self._missing:
+            self._missing[reference] = Problem(file, "", message)
+            self.errors.append(self._missing[reference])
+
+    def has_missing(self, file: str) -> bool:
+        """Tell whether some reference of a file stayed in its text."""
+        return any(problem.file == file for problem in self._missing.values())
 
     def warn(self, path: Path, message: str) -> None:
         self.warnings.append(Problem(self._file(path), dotted(path), message))
 
-    def raise_errors(self) -> None:
-        if self.errors:
-            raise ConfigError(self.errors)
+    def raise_errors(self, *, beyond_missing: bool = False) -> None:
+        """Raise what there is; with `beyond_missing` only if there is more than references that stay in the text."""
+        if len(self.errors) > (len(self._missing) if beyond_missing else 0):
+            raise ConfigError(self.errors, self.warnings)
 
     def _file(self, path: Path) -> str:
         """Return the file of the node that a path leads to, or of the last one on the way that exists."""

@@ -191,7 +191,7 @@ _EXIT_STATUSES = {
     "NOTCONFIGURED": 6, "NOTRUNNING": 7, "USAGE": 64, "DATAERR": 65, "NOINPUT": 66, "NOUSER": 67, "NOHOST": 68,
     "UNAVAILABLE": 69, "SOFTWARE": 70, "OSERR": 71, "OSFILE": 72, "CANTCREAT": 73, "IOERR": 74, "TEMPFAIL": 75,
     "PROTOCOL": 76, "NOPERM": 77, "CONFIG": 78,
-} | {name: status for status, name in SYSTEMD_EXIT_STATUSES.items()} | {"BPF": 244, "EXCEPTION": 255}  # fmt: skip
+} | {name: status for status, name in SYSTEMD_EXIT_STATUSES.items()} | {"EXCEPTION": 255}  # fmt: skip
 
 
 def exit_statuses(text: str) -> tuple[list[int], list[int]]:

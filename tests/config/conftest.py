@@ -36,6 +36,9 @@ def complaints(load_text: Load, tmp_path: Path) -> Complain:
     def complaints(*texts: str, environ: Mapping[str, str] | None = None) -> list[str]:
         with pytest.raises(ConfigError) as caught:
             load_text(*texts, environ=environ)
-        return [str(problem).replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+        return [
+            str(problem).replace(f"config {tmp_path}/", "").replace(f"{tmp_path}/", "")
+            for problem in caught.value.problems
+        ]
 
     return complaints
