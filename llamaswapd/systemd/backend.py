@@ -1,0 +1,125 @@
+"""Runs models as transient units of one systemd manager: what `engine.Backend` asks for.
+
+Brings together what a unit is (`unit`), the manager (`manager`), the run of a unit (`running`) and its log (`journal`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from llamaswapd.config.commandline import split
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, StartError
+from llamaswapd.systemd import listeners, program, unit
+from llamaswapd.systemd.journal import Journal
+from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Refused
+from llamaswapd.systemd.running import RunningUnit
+
+log = logging.getLogger(__name__)
+
+LOG_LINES = 10  # shown when a start fails
+LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
+LEFTOVER_GRACE_S = 10.0  # for a unit without a time limit of its own
+
+
+class SystemdBackend:
+    """Starts and finds the units of one instance. Never touches those of another."""
+
+    def __init__(
+        self, manager: Manager, instance: str, cgroup_root: Path, journal: Journal, environment: Mapping[str, str]
+    ) -> None:
+        """Take over `manager`, see `close`.
+
+        `cgroup_root` is the directory below which its units have their ControlGroup, `environment` what models inherit.
+        """
+        self.manager = manager
+        self._instance = instance
+        self._cgroup_root = cgroup_root
+        self._journal = journal
+        directory = os.getcwd()
+        self._host = unit.Host(
+            manager.version, directory, instance, environment, lambda name: program.find(name, directory)
+        )
+
+    async def start(self, model: ModelConfig) -> RunningUnit:
+        """Start the model's unit; return once its program has been executed.
+
+        Raises StartError when it cannot be executed (the unit is gone again then), UnitError when systemd refuses.
+        """
+        words = split(model.cmd)
+        await asyncio.to_thread(self._check, model, words)
+        spec = unit.build(model, self._host)
+        for name in spec.left_out:
+            log.warning("<%s> systemd %d does not know %s=, left out", model.id, self.manager.version, name)
+        running, outcome = await self._start(spec, words, model)
+        if outcome == "done":
+            return running
+        lines, result = await running.last_lines(LOG_LINES), running.result
+        if outcome != "failed":
+            raise program.cannot_start(words, f"its start job ended with: {outcome}", lines)
+        if result.exit_status in SYSTEMD_EXIT_STATUSES:
+            raise program.cannot_start(words, str(result), lines)
+        # It was executed, and gone before systemd had noticed.
+        raise StartError(f"upstream command exited prematurely: {result}", lines)
+
+    async def clear(self) -> list[str]:
+        """Stop every unit that an earlier daemon of this instance left running; return their names."""
+        names = await self.manager.list_units(unit.pattern(self._instance))
+        await asyncio.gather(*(self._remove_leftover(name) for name in names))
+        return names
+
+    def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
+        """Yield (model id, line) from the journal: the end of the history, ("", ""), then live lines."""
+        return self._journal.follow(models, history_bytes)
+
+    async def close(self) -> None:
+        """Let go of the bus."""
+        await self.manager.close()
+
+    async def _start(self, spec: unit.UnitSpec, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
+        limit_s, grace_s = float(model.health_check_timeout), float(model.unload_timeout)
+        running = self._unit(spec.name, words[0])
+        try:
+            return running, await running.start(spec.properties, limit_s, grace_s)
+        except Refused as error:
+            if error.name != UNIT_EXISTS:
+                raise
+        # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody knows of any
+        # more, stands in for the model and has to go.
+        await self._remove(spec.name, grace_s)
+        running = self._unit(spec.name, words[0])
+        return running, await running.start(spec.properties, limit_s, grace_s)
+
+    def _unit(self, name: str, program_name: str = "") -> RunningUnit:
+        return RunningUnit(self.manager, name, unit.object_path(name), self._cgroup_root, self._journal, program_name)
+
+    async def _remove(self, name: str, grace_s: float) -> None:
+        leftover = self._unit(name)
+        await leftover.attach()
+        await leftover.stop(grace_s)
+
+    async def _remove_leftover(self, name: str) -> None:
+        limit_us: int = await self.manager.service_property(unit.object_path(name), "TimeoutStopUSec")
+        await self._remove(name, LEFTOVER_GRACE_S if limit_us == NO_LIMIT_USEC else limit_us / 1e6)
+
+    def _check(self, model: ModelConfig, words: Sequence[str]) -> None:
+        """Raise StartError when the program or the port cannot be used. Blocks for as long as the file system does."""
+        program.check(words, self._host.directory, model.systemd)
+        if not model.proxy:
+            raise StartError("upstream proxy missing")
+        proxy = urlsplit(model.proxy)
+        port = proxy.port or DEFAULT_PORTS.get(proxy.scheme)
+        if port is None or proxy.hostname not in LOOPBACK:
+            return
+        if (found := listeners.listeners(port)) and (holder := listeners.holder(found, words[0])):
+            raise StartError(
+                f"port {port} of proxy {model.proxy} is taken by {holder}; stop that, or give the model another port"
+            )

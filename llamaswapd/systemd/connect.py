@@ -1,0 +1,86 @@
+"""Which systemd runs the models, and how it is reached: the system's, the user's, or one of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from llamaswapd.errors import ManagerUnavailable
+from llamaswapd.systemd import program
+from llamaswapd.systemd.backend import SystemdBackend
+from llamaswapd.systemd.journal import Journal
+from llamaswapd.systemd.manager import Manager, Scope, choose_scope
+from llamaswapd.systemd.private import PrivateManager
+from llamaswapd.systemd.unit import Host
+
+Wanted = Literal["auto", "system", "user", "private"]
+
+NEWEST = 9999  # a systemd that knows every setting
+
+# What we were given for ourselves alone.
+OURS = frozenset({"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID"})
+
+
+@asynccontextmanager
+async def connect(
+    wanted: Wanted, instance: str, runtime_dir: Path, model_ids: Callable[[], Collection[str]]
+) -> AsyncIterator[SystemdBackend]:
+    """Yield a backend on the wanted manager. A private one is started, or joined, here and stopped at the end.
+
+    `model_ids`: the models there are, asked when the log of all of them is wanted. Raises ManagerUnavailable, naming
+    what is missing and the remedy.
+    """
+    scope = await choose_scope(wanted)
+    if scope == "private":
+        private = await PrivateManager.start(runtime_dir / "private")
+        try:
+            manager = await Manager.connect(scope, private.bus_address)
+            log_of = Journal(scope, instance, private.journal_dir, model_ids)
+            async with _backend(manager, instance, private.cgroup_root, log_of) as backend:
+                yield backend
+        finally:
+            await private.stop()
+        return
+    manager = await Manager.connect(scope)
+    async with _backend(manager, instance, cgroup_root(), Journal(scope, instance, None, model_ids)) as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def _backend(manager: Manager, instance: str, cgroups: Path, log_of: Journal) -> AsyncIterator[SystemdBackend]:
+    backend = SystemdBackend(manager, instance, cgroups, log_of, environment(manager.scope))
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+async def dry_host(wanted: Wanted, instance: str) -> Host:
+    """Return what units would take from this machine, without a connection: for printing them."""
+    scope = await choose_scope(wanted)
+    directory = os.getcwd()
+    return Host(NEWEST, directory, instance, environment(scope), lambda name: program.find(name, directory))
+
+
+def environment(scope: Scope, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return what of our environment is written into the models' units.
+
+    llama-swap's models inherit all of it. On the system manager every local user can read a unit's environment over the
+    bus, so there it is only where programs are found. A private manager has inherited ours itself.
+    """
+    if scope == "system":
+        return {name: environ[name] for name in ("PATH",) if name in environ}
+    if scope == "private":
+        return {}
+    return {name: value for name, value in environ.items() if name not in OURS and not name.startswith("LISTEN_")}
+
+
+def cgroup_root() -> Path:
+    """Return the folder below which a unit's ControlGroup is found; the hybrid layout has systemd's below `unified`."""
+    for candidate in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
+        if (Path(candidate) / "cgroup.procs").exists():
+            return Path(candidate)
+    raise ManagerUnavailable("no cgroup file system is mounted on /sys/fs/cgroup; systemd needs one")

@@ -1,0 +1,50 @@
+"""Which file a model's command runs, and why it cannot be run.
+
+systemd would look a bare name up in a PATH of its own and report a missing program as exit status 203; asked before,
+the file system gives the reason in words.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Collection, Sequence
+
+from llamaswapd.errors import StartError
+
+# With these the unit has a root directory of its own, whose files are not the ones we see; systemd.exec(5).
+OWN_ROOT = {"RootDirectory", "RootImage"}
+
+
+def find(name: str, directory: str) -> str:
+    """Return the absolute path of a program: looked up in our PATH if it has no slash, itself if it is not there."""
+    path = os.path.join(directory, name) if "/" in name else shutil.which(name)
+    return os.path.abspath(path) if path else name
+
+
+def check(words: Sequence[str], directory: str, settings: Collection[str]) -> None:
+    """Raise StartError, in llama-swap's words, if a command cannot be run with these unit settings."""
+    if not words:
+        raise StartError("unable to get sanitized command: empty command")
+    path = find(words[0], directory)
+    if not path.startswith("/"):
+        raise cannot_start(words, "executable file not found in $PATH")
+    if not OWN_ROOT.intersection(settings) and (reason := _why_not_executable(path)):
+        raise cannot_start(words, reason)
+
+
+def cannot_start(words: Sequence[str], reason: str, log: Sequence[str] = ()) -> StartError:
+    return StartError(f"failed to start command '{' '.join(words)}': {reason}", log)
+
+
+def _why_not_executable(path: str) -> str:
+    if os.path.isdir(path):
+        return os.strerror(errno.EISDIR)
+    if os.access(path, os.X_OK):
+        return ""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return os.strerror(error.errno or errno.ENOENT)
+    return os.strerror(errno.EACCES)

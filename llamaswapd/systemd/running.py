@@ -1,0 +1,181 @@
+"""One unit that runs a model: started, watched, stopped, until it is gone.
+
+What it is doing is known from systemd's signals alone. Asking would be wrong as well as slow: a unit that ended is
+collected at once, and reading a collected unit gives the clean-looking lie `success`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llamaswapd.errors import UnitError, UnitResult
+from llamaswapd.systemd import listeners
+from llamaswapd.systemd.journal import Journal
+from llamaswapd.systemd.manager import NO_SUCH_UNIT, Manager, Property, Refused, Watch
+
+log = logging.getLogger(__name__)
+
+# How long systemd may take to see the last process of a unit go after SIGKILL. Only a process that hangs in the kernel,
+# in a GPU driver for example, takes longer than milliseconds.
+KILL_TIMEOUT_S = 10.0
+
+UP = {"activating", "active", "reloading", "refreshing"}  # values of ActiveState
+
+
+class RunningUnit:
+    """A unit on one manager. `start` it, or take one that exists with `attach`; both before anything else.
+
+    `ended` is done when the main process is gone, `notified` set at every change systemd reports while it runs: also
+    when the server says READY=1 or STATUS=, see sd_notify(3).
+    """
+
+    def __init__(
+        self, manager: Manager, name: str, path: str, cgroup_root: Path, journal: Journal, program: str = ""
+    ) -> None:
+        """`path` is the unit's object path, `program` the file that its main process executes."""
+        self.name = name
+        self.ended: asyncio.Future[UnitResult] = asyncio.get_running_loop().create_future()
+        self.notified = asyncio.Event()
+        self._manager = manager
+        self._path = path
+        self._cgroup_root = cgroup_root
+        self._journal = journal
+        self._program = program
+        self._properties: dict[str, Any] = {}
+        self._is_started = False
+        self._watch: Watch
+
+    @property
+    def pid(self) -> int:
+        """The main process, 0 once that has ended."""
+        return int(self._properties.get("MainPID", 0))
+
+    @property
+    def invocation(self) -> str:
+        """The invocation id, 32 hexadecimal digits: this start of the unit and no other."""
+        return bytes(self._properties.get("InvocationID", b"")).hex()
+
+    @property
+    def result(self) -> UnitResult:
+        """How it ended, as far as it has."""
+        get = self._properties.get
+        return UnitResult(get("Result", "success"), get("ExecMainCode", 0), get("ExecMainStatus", 0))
+
+    def __repr__(self) -> str:
+        state = self._properties.get("ActiveState", "unknown")
+        return f"<{self.name} {state}, pid {self.pid}>"
+
+    async def start(self, properties: Iterable[Property], timeout_s: float, grace_s: float) -> str:
+        """Start it as a transient unit; return the job's result, `timeout` if there is none within `timeout_s`.
+
+        Unless that is `done`, and when cancelled, the unit is gone again afterwards. Raises Refused.
+        """
+        await self.attach()
+        try:
+            async with asyncio.timeout(timeout_s):
+                outcome = await self._manager.start_transient_unit(self._watch, properties)
+        except Refused:
+            self._watch.set_gone()
+            raise
+        except TimeoutError:
+            outcome = "timeout"
+        except (asyncio.CancelledError, UnitError):
+            await self.stop(grace_s)
+            raise
+        if outcome != "done":
+            await self.stop(grace_s)
+            return outcome
+        # Until here the signals spoke of the past too: the first ones of a start still say inactive. The one of the job
+        # comes after all that led to it.
+        self._is_started = True
+        self._notice_end()
+        return outcome
+
+    async def attach(self) -> None:
+        """Follow the unit of this name."""
+        self._watch = await self._manager.watch(self.name, self._path, self._changed)
+        self._watch.gone.add_done_callback(self._gone)
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop it; return when it is gone, which systemd says once its cgroup is empty. SIGKILL after `grace_s`.
+
+        May be called twice, at once too, and for a unit that never was. Raises UnitError when it cannot be killed.
+        """
+        gone = self._watch.gone
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._terminate()
+                return await asyncio.shield(gone)
+        except TimeoutError:
+            pass
+        if not await self._manager.service_property(self._path, "SendSIGKILL"):
+            log.warning("%s has not stopped after %g s, waiting on as it has SendSIGKILL=no", self.name, grace_s)
+            return await asyncio.shield(gone)
+        log.warning("%s has not stopped after %g s, killing it", self.name, grace_s)
+        await self._kill()
+        try:
+            # What runs after the last process is gone, ExecStopPost, has its time too.
+            async with asyncio.timeout(KILL_TIMEOUT_S + grace_s):
+                await self._terminate()
+                await asyncio.shield(gone)
+        except TimeoutError:
+            raise UnitError(f"{self.name} is still there after SIGKILL; see systemctl status {self.name}") from None
+
+    async def stranger(self, port: int) -> str | None:
+        """Say who listens on a local TCP port, if that can be seen and is no process of this unit."""
+        if not (cgroup := await self._manager.service_property(self._path, "ControlGroup")):
+            return None
+        folder = self._cgroup_root / cgroup.lstrip("/")
+        return await asyncio.to_thread(listeners.stranger, port, folder, self._program)
+
+    async def last_lines(self, count: int) -> list[str]:
+        """Return the last lines that this start of it wrote, oldest first."""
+        return await self._journal.last_lines(self.name, self.invocation, count)
+
+    async def wait_for_line(self, pattern: re.Pattern[str]) -> str:
+        """Return the first line of this start in which `pattern` is found, those already written included."""
+        return await self._journal.wait_for_line(self.invocation, pattern)
+
+    async def _terminate(self) -> None:
+        """Have systemd stop it, whatever state it is in."""
+        if self._watch.gone.done():
+            return
+        try:
+            # systemd 252 thaws a frozen unit before it stops it, 257 refuses.
+            while await self._manager.stop_unit(self._watch) == "frozen":
+                await self._manager.thaw_unit(self.name)
+            # A unit that failed and has CollectMode=inactive stays loaded until its failure is forgotten.
+            await self._manager.reset_failed_unit(self.name)
+        except Refused as error:
+            if error.name != NO_SUCH_UNIT:
+                raise
+            self._watch.set_gone()
+
+    async def _kill(self) -> None:
+        try:
+            await self._manager.kill_unit(self.name, signal.SIGKILL)
+        except Refused as error:
+            # It may have gone by itself this moment, or have no process left to kill: what counts is whether it goes.
+            log.debug("%s", error)
+
+    def _changed(self, properties: dict[str, Any]) -> None:
+        self._properties.update(properties)
+        if self._is_started:
+            self.notified.set()
+            self._notice_end()
+
+    def _notice_end(self) -> None:
+        state = self._properties.get("ActiveState")
+        if state in UP or (state == "deactivating" and self.pid) or self.ended.done():
+            return
+        self.ended.set_result(self.result)
+
+    def _gone(self, gone: asyncio.Future[None]) -> None:
+        if gone.exception() is None and not self.ended.done():
+            self.ended.set_result(self.result)

@@ -1,0 +1,139 @@
+"""Our own side of being a service: what systemd handed us, and what we tell it.
+
+Variables are taken out of the environment when they are read, so that no child inherits them. Everything here does
+nothing, harmlessly, when we were not started by systemd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import sdnotify  # type: ignore[import-untyped]
+
+from llamaswapd.errors import UsageError
+
+FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+
+
+class Notifier:
+    """Tells the service manager how we are; see sd_notify(3), sd_watchdog_enabled(3)."""
+
+    def __init__(self) -> None:
+        # The library gives up on a missing variable only after it has opened a socket, which it then leaks.
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        os.environ.pop("NOTIFY_SOCKET", None)
+        limit_us = int(os.environ.pop("WATCHDOG_USEC", None) or 0)
+        is_ours = os.environ.pop("WATCHDOG_PID", None) in (None, str(os.getpid()))
+        self.watchdog_interval_s = limit_us / 1e6 / 3 if is_ours else 0.0  # 0: nobody watches
+
+    def ready(self) -> None:
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Say that a reload has begun; `ready` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+    def status(self, text: str) -> None:
+        """Show one line in `systemctl status`."""
+        self._send(f"STATUS={text}")
+
+    def watchdog(self) -> None:
+        """Say that we are alive; due every `watchdog_interval_s`."""
+        self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        if self._notifier and self._notifier.socket:
+            self._notifier.socket.close()
+
+    def _send(self, state: str) -> None:
+        if self._notifier:
+            # The library encodes in Latin-1 where systemd expects UTF-8.
+            self._notifier.notify(state.encode().decode("latin-1"))
+
+
+def listen_sockets() -> list[socket.socket]:
+    """Return the listening sockets that a socket unit passed to us; sd_listen_fds(3). Further calls return none."""
+    count = int(os.environ.pop("LISTEN_FDS", None) or 0)
+    is_ours = os.environ.pop("LISTEN_PID", None) == str(os.getpid())
+    os.environ.pop("LISTEN_FDNAMES", None)
+    sockets = []
+    for fd in range(FIRST_PASSED_FD, FIRST_PASSED_FD + count if is_ours else 0):
+        os.set_inheritable(fd, False)
+        passed = socket.socket(fileno=fd)
+        passed.setblocking(False)
+        sockets.append(passed)
+    return sockets
+
+
+def runtime_path(instance: str) -> Path:
+    """Return the directory in which an instance keeps what lasts as long as it runs.
+
+    $RUNTIME_DIRECTORY (RuntimeDirectory= of a unit), else /run/llamaswapd for root and $XDG_RUNTIME_DIR/llamaswapd for
+    others; below it `default` or the instance's name.
+    """
+    given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if given:
+        return Path(given) / (instance or "default")
+    own = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return Path("/run" if os.geteuid() == 0 else own) / "llamaswapd" / (instance or "default")
+
+
+@contextlib.contextmanager
+def runtime_directory(instance: str) -> Iterator[Path]:
+    """Yield `runtime_path`, made for its user only; remove it again, and the one above if it is ours, when empty."""
+    directory = runtime_path(instance)
+    is_ours = not directory.parent.exists() or not os.environ.get("RUNTIME_DIRECTORY")
+    try:
+        for path in (directory.parent, directory):
+            path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        remedy = "set $RUNTIME_DIRECTORY to a directory that is yours"
+        raise UsageError(f"cannot make the runtime directory {directory}: {error.strerror}; {remedy}") from error
+    try:
+        yield directory
+    finally:
+        for path in (directory, directory.parent) if is_ours else (directory,):
+            with contextlib.suppress(OSError):  # not empty: somebody else's things are left alone
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def instance_lock(runtime_dir: Path) -> Iterator[None]:
+    """Hold what only one daemon of an instance can hold; raise UsageError naming the other's pid."""
+    path = runtime_dir / "lock"
+    lock = _lock(path)
+    try:
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        path.unlink()  # while it is still ours
+        os.close(lock)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us removes the file when it leaves: what we locked must still be what others will find.
+            if os.path.exists(path) and os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
+        except BlockingIOError:
+            other = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            raise UsageError(
+                f"another llamaswapd of this instance is running, pid {other} (lock {path}); "
+                "stop it, or give this one a name of its own with --instance"
+            ) from None
+        except FileNotFoundError:
+            pass  # removed between the two looks
+        os.close(lock)

@@ -1,0 +1,246 @@
+"""What systemd is told about a model: its unit's name, its settings, its fingerprint.
+
+Pure. A unit is one list of settings in unit-file spelling; what goes over the bus and what `llamaswapd units` prints
+are both made from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from llamaswapd.config.commandline import split
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.settings import SECTIONS, minimum_version, properties
+from llamaswapd.config.unit_kinds import Property
+from llamaswapd.config.unit_values import is_assignment
+from llamaswapd.config.unit_words import quote
+from llamaswapd.errors import UsageError
+
+Settings = Mapping[str, tuple[str, ...]]
+
+# Names
+
+_NAME_BYTES = 255  # systemd.unit(5), suffix included
+_CUT = r"\x2d"  # an escaped dash: `_escape` keeps dashes, so that only shortened names hold one
+
+
+def check_instance(name: str) -> None:
+    """Raise UsageError unless the name can stand in unit names without looking like a model's."""
+    if not re.fullmatch(r"[a-z0-9_]{1,32}", name) or name in ("model", "models"):
+        raise UsageError(
+            f'instance "{name}" cannot be part of unit names; use 1 to 32 of a-z, 0-9 and _, not "model" or "models"'
+        )
+
+
+def unit_name(model_id: str, instance: str = "") -> str:
+    """Return the name of a model's unit; distinct for distinct ids, legible wherever the id is."""
+    name = _prefix(instance) + "model-" + _escape(model_id) + ".service"
+    if len(name) <= _NAME_BYTES:
+        return name
+    tail = _CUT + _digest(model_id) + ".service"
+    whole_escapes = re.sub(r"\\(x[0-9a-f]?)?$", "", name[: _NAME_BYTES - len(tail)])
+    return whole_escapes + tail
+
+
+def model_id_of(name: str, instance: str = "") -> str | None:
+    """Return the model id that a unit name of this instance stands for; None for a shortened name or another's."""
+    start, end = _prefix(instance) + "model-", ".service"
+    if not name.startswith(start) or not name.endswith(end):
+        return None
+    escaped = name[len(start) : -len(end)]
+    try:
+        model_id = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes.fromhex(m[1].decode()), escaped.encode()).decode()
+    except UnicodeDecodeError:
+        return None
+    return model_id if unit_name(model_id, instance) == name else None
+
+
+def slice_name(instance: str = "") -> str:
+    """Return the slice of all models; by its dashes a child of the instance's own."""
+    return _prefix(instance) + "models.slice"
+
+
+def pattern(instance: str = "") -> str:
+    """Return the glob that matches the units of this instance and of no other."""
+    return _prefix(instance) + "model-*.service"
+
+
+def _prefix(instance: str) -> str:
+    return f"llamaswapd-{instance}-" if instance else "llamaswapd-"
+
+
+def _escape(model_id: str) -> str:
+    """Escape as systemd-escape(1) does, but keep dashes and never make one of a slash: ids are no paths."""
+    kept = re.sub(rb"[^A-Za-z0-9:_.-]|^\.", lambda m: b"\\x%02x" % m[0][0], model_id.encode())
+    return kept.decode()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def object_path(unit: str) -> str:
+    """Return the D-Bus object of a unit: bytes other than letters and digits as `_nn`, a leading digit, too."""
+    escaped = re.sub(rb"[^A-Za-z0-9]|^[0-9]", lambda m: b"_%02x" % m[0][0], unit.encode())
+    return f"/org/freedesktop/systemd1/unit/{escaped.decode()}"
+
+
+# What a unit consists of
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a model's unit takes from where it runs."""
+
+    version: int  # of the systemd that runs it
+    directory: str  # working directory, absolute
+    instance: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)  # inherited; other users can read it over D-Bus
+    find: Callable[[str], str] = str  # program as written to absolute path; unchanged when there is none
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """A unit to be."""
+
+    name: str
+    settings: Settings
+    left_out: tuple[str, ...]  # settings of the model that this systemd does not know yet
+
+    @property
+    def properties(self) -> list[Property]:
+        """What StartTransientUnit takes."""
+        return [entry for name, values in self.settings.items() for entry in properties(name, values)]
+
+
+def build(model: ModelConfig, host: Host) -> UnitSpec:
+    """Return the unit of a model: what the daemon needs, then what the model's `systemd` block says."""
+    base = _base(model, host)
+    own = {name: values for name, values in model.systemd.items() if minimum_version(name, values) <= host.version}
+    for name in own.keys() & {"Environment"}:
+        own[name] = (*base.get(name, ()), *own[name])
+    for name in own.keys() & {"LogExtraFields"}:  # ours last: an empty assignment must not take the identity away
+        own[name] = (*own[name], *base[name])
+    left_out = tuple(name for name in model.systemd if name not in own)
+    return UnitSpec(unit_name(model.id, host.instance), {**base, **own}, left_out)
+
+
+def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
+    label = _printable(model.id)
+    settings = {
+        "Description": (f"llama-swap model {label}".replace("%", "%%"),),
+        # The name is free again as soon as the unit has ended, however it ended.
+        "CollectMode": ("inactive-or-failed",),
+        # The daemon decides how often a model may be started.
+        "StartLimitIntervalSec": ("0",),
+        # systemd.service(5): "exec" reports a program that cannot be executed, "simple" would call it started.
+        "Type": ("exec",),
+        # READY=1 and STATUS= of any of its processes are signs of life for the readiness probe.
+        "NotifyAccess": ("all",),
+        "ExecStart": (_start_command(model, host),),
+        "ExecStop": _stop_commands(model, host),
+        "Restart": ("no",),
+        "TimeoutStartSec": (str(model.health_check_timeout),),
+        "TimeoutStopSec": (str(model.unload_timeout),),
+        # A server that lost one of its processes is of no use; "kill" takes the others at once, without a stop phase.
+        "OOMPolicy": ("kill",),
+        "KillMode": ("control-group",),
+        "WorkingDirectory": (host.directory.replace("%", "%%"),),
+        "Environment": tuple(quote(entry) for entry in (*_inherited(host.environment), *model.env)),
+        "StandardInput": ("null",),
+        "SyslogIdentifier": (label.replace("%", "%%"),),
+        "LogExtraFields": tuple(quote(f"{name}={value}") for name, value in _identity(model, host.instance)),
+        # 0 would mean journald's default of some 10000 lines in 30 s, not "unlimited".
+        "LogRateLimitIntervalSec": ("1s",),
+        "LogRateLimitBurst": ("1000000",),
+        "Slice": (slice_name(host.instance),),
+    }
+    if settings["ExecStop"]:
+        # When the time for ExecStop= is over: SIGKILL as in llama-swap, not SIGTERM and the same time once more.
+        settings["TimeoutStopFailureMode"] = ("kill",)
+    return {name: values for name, values in settings.items() if values}
+
+
+def _start_command(model: ModelConfig, host: Host) -> str:
+    """Return the command line; the prefix `:` keeps systemd from expanding `$`, as there is no shell in llama-swap."""
+    argv = split(model.cmd)
+    return ":" + " ".join(quote(word) for word in [host.find(argv[0]), *argv[1:]]) if argv else ""
+
+
+def _stop_commands(model: ModelConfig, host: Host) -> tuple[str, ...]:
+    """Return `cmdStop` and a wait for the end of the main process; nothing, hence SIGTERM, without a usable `cmdStop`.
+
+    systemd sends SIGTERM as soon as the last ExecStop= has returned. llama-swap sends none and leaves the model its
+    whole grace time, which a `cmdStop` that only asks for the end (`docker stop` in the background, an HTTP call)
+    relies on. So a second command lasts as long as the main process does. KillSignal=SIGCONT would also take the sting
+    out of the signal, but children that outlive the main process would then hold the unit until the timeout.
+    """
+    argv = split(model.cmd_stop)
+    if not argv:
+        return ()
+    stop = " ".join(_stop_word(word) for word in [host.find(argv[0]), *argv[1:]])
+    return f"-{stop}", f"-{quote(host.find('tail'))} --pid=${{MAINPID}} -s 0.02 -f /dev/null"
+
+
+def _stop_word(word: str) -> str:
+    return quote(word.replace("$", "$$").replace("$${PID}", "${MAINPID}"))
+
+
+def _inherited(environment: Mapping[str, str]) -> list[str]:
+    """Return what of the daemon's environment a model may have, sorted.
+
+    Not what systemd sets for each unit anew: the daemon's own would win over it.
+    """
+    entries = (f"{name}={value}" for name, value in sorted(environment.items()) if name not in _PER_UNIT)
+    return [entry for entry in entries if is_assignment(entry)]
+
+
+# systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager", those that belong to one unit.
+_PER_UNIT = frozenset(
+    """
+    CACHE_DIRECTORY CONFIGURATION_DIRECTORY CREDENTIALS_DIRECTORY EXIT_CODE EXIT_STATUS FDSTORE INVOCATION_ID
+    JOURNAL_STREAM LISTEN_FDNAMES LISTEN_FDS LISTEN_PID LOGS_DIRECTORY LOG_NAMESPACE MAINPID MANAGERPID
+    MEMORY_PRESSURE_WATCH MEMORY_PRESSURE_WRITE NOTIFY_SOCKET RUNTIME_DIRECTORY SERVICE_RESULT STATE_DIRECTORY
+    SYSTEMD_EXEC_PID TRIGGER_PATH TRIGGER_UNIT WATCHDOG_PID WATCHDOG_USEC
+    """.split()  # noqa: SIM905 - a list that long reads better as text
+)
+
+
+def _identity(model: ModelConfig, instance: str) -> list[tuple[str, str]]:
+    """Return the journal fields that say whose lines these are, by which a later daemon recognises the unit, too."""
+    return [
+        ("LLAMASWAP_MODEL", model.id),
+        ("LLAMASWAP_INSTANCE", instance),
+        ("LLAMASWAP_FINGERPRINT", fingerprint(model)),
+    ]
+
+
+def _printable(model_id: str) -> str:
+    """Return the id with anything that could break a line of a unit file or of the journal as `_`."""
+    return "".join(char if char.isprintable() and char != "\\" else "_" for char in model_id)
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """Return a hash of what makes the running unit and how it is reached: equal ones need no restart."""
+    definition = [
+        split(model.cmd), split(model.cmd_stop), model.proxy, model.port, model.env, model.check_endpoint,
+        sorted(model.systemd.items()),
+    ]  # fmt: skip
+    return _digest(json.dumps(definition))
+
+
+# In print
+
+
+def to_unit_file(spec: UnitSpec) -> str:
+    """Return the unit as it would be written into a file under /etc/systemd/system."""
+    return "\n".join([f"# {spec.name}", *(_section(title, spec.settings) for title in SECTIONS)])
+
+
+def _section(title: str, settings: Settings) -> str:
+    known = [setting.name for setting in SECTIONS[title] if setting.name in settings]
+    return "\n".join([f"[{title}]", *(f"{name}={value}" for name in known for value in settings[name]), ""])

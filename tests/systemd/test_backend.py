@@ -1,0 +1,170 @@
+"""Models become units and go again, in a private manager."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.errors import StartError
+from llamaswapd.systemd.backend import SystemdBackend
+from llamaswapd.systemd.journal import Journal
+from llamaswapd.systemd.manager import Manager
+
+pytestmark = pytest.mark.private
+
+Connect = Callable[[str], AbstractAsyncContextManager[SystemdBackend]]
+
+
+@pytest.fixture
+def connect(private: Any) -> Connect:
+    """A daemon's backend, by instance; it stops what it ran when it leaves."""
+
+    @asynccontextmanager
+    async def connect(instance: str) -> AsyncIterator[SystemdBackend]:
+        manager = await Manager.connect("private", private.bus_address)
+        journal = Journal("private", instance, private.journal_dir)
+        backend = SystemdBackend(manager, instance, private.cgroup_root, journal, {})
+        yield backend
+        await backend.clear()
+        await backend.close()
+
+    return connect
+
+
+@pytest.fixture
+async def backend(connect: Connect) -> AsyncIterator[SystemdBackend]:
+    async with connect("t") as backend:
+        yield backend
+
+
+def model(cmd: str = "sleep 600", **values: Any) -> ModelConfig:
+    defaults = {"id": "m", "proxy": "http://192.0.2.1:9", "unload_timeout": 1, "health_check_timeout": 20}
+    return ModelConfig(**{**defaults, "cmd": cmd, **values})
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def shell(script: str, *arguments: str) -> str:
+    return shlex.join(["/bin/sh", "-c", script, *arguments])
+
+
+async def test_a_model_becomes_a_unit_of_its_name(backend: SystemdBackend) -> None:
+    unit = await backend.start(model())
+    assert unit.name == "llamaswapd-t-model-m.service"
+    assert is_alive(unit.pid)
+
+
+async def test_arguments_arrive_as_they_were_written(backend: SystemdBackend, tmp_path: Path) -> None:
+    arguments = ["$HOME", "${PATH}", "$$", "%h", "%%", "a b", 'quo"te', "back\\slash", "modèle 模型", "", "*", ";"]
+    os.mkfifo(tmp_path / "fifo")
+    await backend.start(model(shell(f'printf "%s\\0" "$@" > {tmp_path}/fifo; sleep 600', "sh", *arguments)))
+    arrived = await asyncio.to_thread((tmp_path / "fifo").read_text)
+    assert arrived.split("\0")[:-1] == arguments
+
+
+async def test_an_id_that_is_not_ascii_works(backend: SystemdBackend) -> None:
+    unit = await backend.start(model(id="modèle/模型:7b"))
+    assert unit.pid
+    await unit.stop(20)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cmd": " # nothing"}, "unable to get sanitized command: empty command"),
+        ({"proxy": ""}, "upstream proxy missing"),
+        ({"cmd": "nowhere-server -x"}, "failed to start command 'nowhere-server -x': executable file not found"),
+    ],
+)
+async def test_what_cannot_be_started_is_refused_before(
+    backend: SystemdBackend, values: dict[str, str], message: str
+) -> None:
+    with pytest.raises(StartError, match=re.escape(f"unspecific error: {message}")):
+        await backend.start(model(**values))
+    assert await backend.clear() == []
+
+
+async def test_what_systemd_cannot_execute_is_explained_and_gone_again(backend: SystemdBackend, tmp_path: Path) -> None:
+    (tmp_path / "server").write_text("#!/nowhere/interpreter\n")
+    (tmp_path / "server").chmod(0o755)
+    expected = f"failed to start command '{tmp_path}/server -x': exit status 203/EXEC (exit-code)"
+    with pytest.raises(StartError, match=re.escape(expected)):
+        await backend.start(model(f"{tmp_path}/server -x"))
+    assert await backend.clear() == []
+
+
+async def test_a_model_that_is_gone_at_once_says_so(backend: SystemdBackend) -> None:
+    try:
+        unit = await backend.start(model(shell("echo no weights; exit 3")))
+    except StartError as error:  # whether systemd is that fast is a matter of luck
+        assert "upstream command exited prematurely: exit status 3 (exit-code)" in str(error)  # noqa: PT017
+    else:
+        assert str(await unit.ended) == "exit status 3 (exit-code)"
+        assert await unit.last_lines(5) == ["no weights"]
+
+
+async def test_a_port_that_somebody_has_is_named_before_the_start(backend: SystemdBackend) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        expected = rf"port {port} of proxy http://localhost:{port} is taken by process {os.getpid()} \(.*another port"
+        with pytest.raises(StartError, match=expected):
+            await backend.start(model(proxy=f"http://localhost:{port}"))
+    assert await backend.clear() == []
+
+
+async def test_a_running_leftover_of_the_same_name_is_replaced(backend: SystemdBackend) -> None:
+    left = await backend.start(model())
+    unit = await backend.start(model())
+    assert left.ended.done()
+    assert is_alive(unit.pid)
+
+
+async def test_a_failed_leftover_of_the_same_name_is_replaced(backend: SystemdBackend, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    held = model(shell(f"read line < {tmp_path}/fifo; exit 3"), systemd={"CollectMode": ("inactive",)})
+    left = await backend.start(held)
+    await asyncio.to_thread((tmp_path / "fifo").write_text, "go\n")
+    await left.ended
+    unit = await backend.start(model())
+    assert not unit.ended.done()
+
+
+async def test_a_cleared_instance_has_no_units_and_others_keep_theirs(
+    connect: Connect, backend: SystemdBackend
+) -> None:
+    async with connect("tt") as neighbour:
+        own = [await backend.start(model(id=name)) for name in ("a", "b")]
+        other = await neighbour.start(model(id="a"))
+        pids = [unit.pid for unit in own]
+        assert sorted(await backend.clear()) == [unit.name for unit in own]
+        assert not any(is_alive(pid) for pid in pids)
+        assert is_alive(other.pid)
+
+
+async def test_the_units_of_a_daemon_that_died_are_cleared_by_the_next(connect: Connect, private: Any) -> None:
+    dead = await Manager.connect("private", private.bus_address)
+    journal = Journal("private", "t", private.journal_dir)
+    unit = await SystemdBackend(dead, "t", private.cgroup_root, journal, {}).start(model())
+    await dead.close()
+    assert is_alive(unit.pid)
+    async with connect("t") as backend:
+        assert await backend.clear() == [unit.name]
+    assert not is_alive(unit.pid)
+
+
+async def test_a_line_of_the_log_can_be_waited_for_and_read_again(backend: SystemdBackend) -> None:
+    unit = await backend.start(model(shell("echo loading; echo listening on 5800; sleep 600")))
+    assert await unit.wait_for_line(re.compile("listening")) == "listening on 5800"
+    assert await unit.last_lines(5) == ["loading", "listening on 5800"]

@@ -1,0 +1,148 @@
+"""Who listens on a port, with real sockets and real processes. Our own cgroup stands in for a unit's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llamaswapd.systemd import listeners
+
+PROGRAM = "/usr/bin/server"
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """A cgroup with a process of ours in a cgroup below it, as far as its files tell."""
+    child = tmp_path / "payload"
+    child.mkdir()
+    (tmp_path / "cgroup.procs").write_text("")
+    (child / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A cgroup with one process, which listens on nothing."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "cgroup.procs").write_text(f"{os.getppid()}\n")
+    return folder
+
+
+@pytest.fixture
+def own_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[int, int]]:
+    """(pid, port) of another process that listens."""
+    code = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield process.pid, int(process.stdout.readline())
+        process.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_port_of_the_units_own_processes_has_no_stranger(unit: Path, own_port: int) -> None:
+    assert listeners.stranger(own_port, unit, PROGRAM) is None
+
+
+def test_a_stranger_is_named_with_pid_and_program(unit: Path, stranger: tuple[int, int]) -> None:
+    pid, port = stranger
+    named = listeners.stranger(port, unit, PROGRAM)
+    assert named is not None
+    assert named.startswith(f"process {pid} (python")
+
+
+def test_a_process_of_another_cgroup_is_a_stranger(elsewhere: Path, own_port: int) -> None:
+    named = listeners.stranger(own_port, elsewhere, PROGRAM)
+    assert named is not None
+    assert named.startswith(f"process {os.getpid()} (")
+
+
+def test_a_port_nobody_listens_on_has_no_stranger(unit: Path) -> None:
+    assert listeners.stranger(free_port(), unit, PROGRAM) is None
+
+
+def test_a_unit_whose_processes_cannot_be_listed_is_given_the_benefit_of_the_doubt(
+    tmp_path: Path, stranger: tuple[int, int]
+) -> None:
+    assert listeners.stranger(stranger[1], tmp_path / "gone", PROGRAM) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "is_seen"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),
+        ("0.0.0.0", True),
+        ("::1", True),
+        ("::", True),
+        ("::ffff:127.0.0.1", True),
+    ],
+)
+def test_every_address_that_answers_on_loopback_counts(address: str, is_seen: bool) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as listener:
+        if family is socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((address, 0))
+        listener.listen()
+        found = listeners.listeners(listener.getsockname()[1])
+    assert [entry.uid for entry in found] == [os.getuid()] * is_seen
+
+
+def test_a_socket_bound_to_another_address_does_not_count() -> None:
+    as_printed = int.from_bytes(socket.inet_aton("192.0.2.1"), sys.byteorder)
+    assert not listeners._is_local(f"{as_printed:08X}")
+
+
+def test_a_connection_is_no_listener(own_port: int) -> None:
+    with socket.create_connection(("127.0.0.1", own_port)) as client:
+        assert listeners.listeners(client.getsockname()[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "is_the_runtimes"),
+    [
+        ("/system.slice/docker.service", True),
+        ("/machine.slice/libpod-1f2e.scope/container", True),
+        ("/system.slice/containerd.service", True),
+        ("/system.slice/nginx.service", False),
+        ("/", False),
+    ],
+)
+def test_a_container_runtime_listens_in_its_clients_stead(
+    cgroup: str, is_the_runtimes: bool, own_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "_cgroup", lambda pid: cgroup)
+    found = listeners.listeners(own_port)
+    assert (listeners.holder(found, "/usr/bin/docker") is None) is is_the_runtimes
+    assert listeners.holder(found, "/usr/bin/llama-server") is not None
+
+
+def test_the_unit_of_a_stranger_is_named(own_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        listeners, "_cgroup", lambda pid: "/user.slice/user-0.slice/user@0.service/app.slice/web.service"
+    )
+    named = listeners.holder(listeners.listeners(own_port))
+    assert named is not None
+    assert named.endswith(" of unit web.service")
+
+
+def test_a_socket_whose_owner_cannot_be_seen_is_put_down_to_its_user() -> None:
+    unseen = listeners.Listener(inode="0", uid=os.getuid())
+    assert listeners.holder([unseen]) == "a process of user root that cannot be seen from here"

@@ -1,0 +1,155 @@
+"""Our own side of being a service, against the real sockets, locks and directories."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llamaswapd.errors import UsageError
+from llamaswapd.systemd import service
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What systemd has at the other end of $NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield receiver
+
+
+@pytest.fixture
+def notifier(supervisor: socket.socket) -> Iterator[service.Notifier]:
+    with contextlib.closing(service.Notifier()) as notifier:
+        yield notifier
+
+
+def test_ready_status_and_stopping_reach_the_service_manager(
+    supervisor: socket.socket, notifier: service.Notifier
+) -> None:
+    notifier.ready()
+    notifier.status("2 models, 1 loading")
+    notifier.stopping()
+    assert [supervisor.recv(100) for _ in range(3)] == [b"READY=1", b"STATUS=2 models, 1 loading", b"STOPPING=1"]
+
+
+def test_a_status_is_utf8_on_the_wire(supervisor: socket.socket, notifier: service.Notifier) -> None:
+    notifier.status("modèle 模型")
+    assert supervisor.recv(100).decode() == "STATUS=modèle 模型"
+
+
+def test_reloading_carries_the_monotonic_time(supervisor: socket.socket, notifier: service.Notifier) -> None:
+    notifier.reloading()
+    first, second = supervisor.recv(100).decode().splitlines()
+    assert first == "RELOADING=1"
+    assert second.removeprefix("MONOTONIC_USEC=").isdigit()
+
+
+def test_without_a_service_manager_nothing_is_sent_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = service.Notifier()
+    notifier.ready()
+    assert notifier.watchdog_interval_s == 0
+
+
+def test_the_watchdog_is_fed_three_times_in_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert service.Notifier().watchdog_interval_s == 10
+
+
+def test_a_watchdog_meant_for_another_process_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert service.Notifier().watchdog_interval_s == 0
+
+
+def test_no_child_inherits_the_notification_socket(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "1")
+    request.getfixturevalue("notifier")
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & os.environ.keys()
+
+
+RECEIVE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="http", LISTEN_PID=sys.argv[2] or str(os.getpid()))
+from llamaswapd.systemd.service import listen_sockets
+first, second = listen_sockets(), listen_sockets()
+print([(s.getsockname()[1], s.gettimeout(), s.get_inheritable()) for s in first], second)
+print(sorted(name for name in os.environ if name.startswith("LISTEN_")))
+"""
+
+
+def receive(pid: str = "") -> tuple[int, list[str]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        argv = [sys.executable, "-c", RECEIVE, str(listener.fileno()), pid]
+        done = subprocess.run(argv, pass_fds=[listener.fileno()], capture_output=True, text=True, check=True)
+        return listener.getsockname()[1], done.stdout.splitlines()
+
+
+def test_a_passed_socket_is_taken_once_and_not_passed_on() -> None:
+    port, (sockets, environment) = receive()
+    assert sockets == f"[({port}, 0.0, False)] []"
+    assert environment == "[]"
+
+
+def test_sockets_passed_to_another_process_are_left_alone() -> None:
+    _, (sockets, _) = receive(pid="1")
+    assert sockets == "[] []"
+
+
+def test_the_runtime_directory_is_per_instance_private_and_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    with service.runtime_directory("") as default, service.runtime_directory("blue") as blue:
+        assert (default, blue) == (tmp_path / "run/default", tmp_path / "run/blue")
+        assert default.stat().st_mode & 0o777 == 0o700
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_directory_with_something_in_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    with service.runtime_directory("") as directory:
+        (directory / "kept").touch()
+    assert (directory / "kept").exists()
+
+
+def test_a_runtime_directory_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"/file/default: .*RUNTIME_DIRECTORY"), service.runtime_directory(""):
+        pass
+
+
+def test_a_second_daemon_of_an_instance_is_refused_and_told_the_pid(tmp_path: Path) -> None:
+    with (
+        service.instance_lock(tmp_path),
+        pytest.raises(UsageError, match=f"pid {os.getpid()} "),
+        service.instance_lock(tmp_path),
+    ):
+        pass
+
+
+def test_the_lock_is_free_again_afterwards_and_leaves_no_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        with service.instance_lock(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_left_by_a_daemon_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("4711\n")
+    with service.instance_lock(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
