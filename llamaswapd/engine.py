@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from llamaswapd import readiness
 from llamaswapd.config.diff import diff
@@ -25,6 +26,8 @@ from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler
 from llamaswapd.errors import Error, StartError, UnitError, UnitResult
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A model that failed to start gets this long between SIGTERM and SIGKILL (llama-swap).
 FAILED_START_GRACE_S = 5.0
@@ -118,7 +121,7 @@ class Lease:
     def __init__(self, engine: Engine, model: ModelConfig) -> None:
         self.model = model
         self.is_granted = False
-        self.position: int | None = None  # place in the queue from 1, None while the model loads
+        self.position: int | None = None  # the last place in the queue, from 1; None if it had none
         self.error: Exception | None = None
         self._engine = engine
         self._ticket = next(engine.tickets)
@@ -170,6 +173,7 @@ class _Run:
         self.unit: Unit | None = None
         self.grace_s = 0.0
         self.stop_ordered = asyncio.Event()
+        self.is_stopping = False  # its unit has been told
         self.task: asyncio.Task[None] | None = None
 
     def stop(self, grace_s: float) -> None:
@@ -199,6 +203,7 @@ class Engine:
         self._leases: dict[int, Lease] = {}
         self._runs: dict[str, _Run] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = math.inf
         self._observers: list[Callable[[], None]] = []
 
     # ---- leases
@@ -216,8 +221,7 @@ class Engine:
         """Give a lease back, granted or not (see `Lease.__exit__`)."""
         self._leases.pop(ticket, None)
         self._perform(self._scheduler.release(ticket, time.monotonic()))
-        if self._timer is None:
-            self._arm()
+        self._arm()
 
     # ---- listings
 
@@ -283,8 +287,10 @@ class Engine:
     async def close(self, within_s: float) -> None:
         """Refuse whoever waits, stop every model, each with at most `within_s` of grace; return when all are gone."""
         self._perform(self._scheduler.shutdown(time.monotonic(), within_s))
-        for run in self._runs.values():  # those that were stopping before
+        for run in self._runs.values():  # those that were stopping before may have been given longer
             run.stop(min(run.grace_s, within_s))
+        stopping = [(run, run.unit) for run in self._runs.values() if run.unit is not None and run.is_stopping]
+        await asyncio.gather(*(self._stop(run, unit, run.grace_s) for run, unit in stopping))
         await self._gone(list(self._runs))
         if self._timer is not None:
             self._timer.cancel()
@@ -323,35 +329,46 @@ class Engine:
 
     def _arm(self) -> None:
         """Have the clock looked at when the scheduler next needs it."""
+        deadline = self._scheduler.next_deadline()
+        if deadline is None or deadline >= self._timer_due:  # a look too early does no harm, and sets the next timer
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        deadline = self._scheduler.next_deadline()
-        if deadline is not None:
-            delay_s = max(0.0, deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        delay_s = max(0.0, deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        self._timer_due = deadline
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer_due = math.inf
         actions = self._scheduler.tick(time.monotonic())
         for action in actions:
             if isinstance(action, Stop):
                 ttl_s = self.config.models[action.model].ttl
                 log.info("<%s> Unloading model, TTL of %ds reached", action.model, ttl_s)
         self._perform(actions)
-        if self._timer is None:
-            self._arm()
+        self._arm()
 
     def _start(self, model_id: str) -> None:
         run = self._runs[model_id] = _Run(self.config.models[model_id])
         run.task = asyncio.create_task(self._run(run), name=f"run {model_id}")
 
     async def _run(self, run: _Run) -> None:
-        """See one model through: start, wait until it is ready, wait until it ends or is to end, stop it."""
+        """See one model through: start it, wait until it is ready, until it ends or is to end, and stop it."""
         model_id, error = run.model.id, None
+        ordered = asyncio.create_task(run.stop_ordered.wait(), name=f"stop order {model_id}")
         try:
-            run.unit = unit = await self.backend.start(run.model)
-            await self._watch(run, unit)
+            run.unit = unit = await unless(ordered, self.backend.start(run.model))
+            await unless(ordered, readiness.wait_until_ready(run.model, unit))
+            self._perform(self._scheduler.ready(model_id, time.monotonic()))
+            self._changed()
+            await asyncio.wait((ordered, unit.ended), return_when=asyncio.FIRST_COMPLETED)
+            if not run.stop_ordered.is_set():
+                log.warning("<%s> ended by itself: %s", model_id, unit.ended.result())
+                run.grace_s = run.model.unload_timeout
+                self._perform(self._scheduler.ended(model_id, time.monotonic()))
+                self._changed()
+        except StopOrdered:
+            pass
         except StartError as failure:
             error = failure
         except UnitError as failure:
@@ -359,6 +376,8 @@ class Engine:
         except Exception as failure:
             log.exception("<%s> unexpected error", model_id)
             error = StartError(f"internal error: {failure!r}")
+        finally:
+            ordered.cancel()
         if run.unit is not None:
             await self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
         del self._runs[model_id]
@@ -370,28 +389,27 @@ class Engine:
             self._perform(self._scheduler.failed(model_id, error, now))
         self._changed()
 
-    async def _watch(self, run: _Run, unit: Unit) -> None:
-        """Return when the unit has ended or is to be stopped; raise StartError if it does not become ready."""
-        ordered = asyncio.create_task(run.stop_ordered.wait(), name=f"stop order {run.model.id}")
-        ready = asyncio.create_task(readiness.wait_until_ready(run.model, unit), name=f"readiness {run.model.id}")
-        try:
-            await asyncio.wait((ordered, ready), return_when=asyncio.FIRST_COMPLETED)
-            if ordered.done():
-                return
-            ready.result()
-            self._perform(self._scheduler.ready(run.model.id, time.monotonic()))
-            self._changed()
-            await asyncio.wait((ordered, unit.ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ordered.done():
-                log.warning("<%s> ended by itself: %s", run.model.id, unit.ended.result())
-                run.grace_s = run.model.unload_timeout
-        finally:
-            for task in (ordered, ready):
-                task.cancel()
-            await asyncio.wait((ordered, ready))
-
     async def _stop(self, run: _Run, unit: Unit, grace_s: float) -> None:
+        run.is_stopping = True
         try:
             await unit.stop(grace_s)
         except UnitError as error:
             log.error("<%s> cannot stop %s: %s; see systemctl status %s", run.model.id, unit.name, error, unit.name)
+        except Exception:
+            log.exception("<%s> unexpected error", run.model.id)
+
+
+class StopOrdered(Exception):
+    """A model is to be stopped before it is ready."""
+
+
+async def unless(ordered: asyncio.Task[Any], work: Coroutine[Any, Any, T]) -> T:
+    """Do the work and return its result; raise StopOrdered, once it is cancelled, if a stop is ordered first."""
+    task = asyncio.create_task(work)
+    await asyncio.wait((ordered, task), return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait((task,))
+    if task.cancelled():
+        raise StopOrdered
+    return task.result()
