@@ -1,0 +1,31 @@
+# The two commands of the README are `make demo` and `make test`; both set themselves up.
+# `make check` is what a reviewer would run before looking: formatting, lint, types, layers.
+
+PYTHON ?=
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test check testbed clean setup
+
+demo:
+	@tests/setup demo "$(PYTHON)"
+	@$(BIN)/python tests/demo.py $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not testbed" $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+# The same program on Debian 12 and 13 with systemd as PID 1, and in a machine with real cgroup controllers.
+testbed: setup
+	$(BIN)/python -m pytest -m testbed $(ARGS)
+
+setup:
+	@tests/setup dev "$(PYTHON)"
+
+clean:
+	rm -rf .venv .demo .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,188 @@
+"""The command line: parse flags, pick a verb, say how it ended.
+
+llama-swap's flags work in both spellings (`-config`, `--config`, `-config=F`); its rules are Go's flag package. Exit
+codes: 0 done, 1 the configuration, the address or systemd refused, 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamaswapd import __version__
+from llamaswapd.config.load import Loaded, load
+from llamaswapd.errors import ConfigError, Error, UsageError
+
+USAGE = """\
+llamaswapd -config FILE [-config-dir DIR] [-listen ADDRESS] [OPTIONS]
+       llamaswapd check FILE...
+       llamaswapd units [-config FILE] [MODEL...]
+       llamaswapd private [-instance NAME] -- COMMAND..."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = VERBS.get(arguments[0]) if arguments else None
+    try:
+        return verb(arguments[1:]) if verb is not None else serve(arguments)
+    except Error as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Run the daemon in the foreground until SIGTERM or SIGINT."""
+    options, _ignored = flag_parser().parse_known_args(plain_booleans(arguments))
+    unknown = [argument for argument in _ignored if argument.startswith("-") and argument != "-"]
+    if unknown:
+        flag_parser().error(f"flag provided but not defined: {unknown[0]}")
+    if options.version:
+        commit, built = os.environ.get("LLAMASWAPD_COMMIT", "unknown"), os.environ.get("LLAMASWAPD_BUILT", "unknown")
+        print(f"version: {__version__} ({commit}), built at {built}")
+        return 0
+    if bool(options.tls_cert_file) != bool(options.tls_key_file):
+        raise UsageError("both -tls-cert-file and -tls-key-file must be provided for TLS")
+    if not options.config and not options.config_dir:
+        raise UsageError("at least one of -config or -config-dir must be provided")
+
+    from llamaswapd.daemon import Options, run  # check and units need neither the bus nor the front end
+
+    return asyncio.run(
+        run(
+            Options(
+                files=(Path(options.config),) if options.config else (),
+                config_dir=Path(options.config_dir) if options.config_dir else None,
+                listen=options.listen or (":8443" if options.tls_cert_file else ":8080"),
+                tls=(options.tls_cert_file, options.tls_key_file) if options.tls_cert_file else None,
+                watch_config=options.watch_config,
+                manager=options.manager,
+                instance=options.instance,
+            )
+        )
+    )
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Print the verdict on configuration files and every problem; exit status 1 if there is one."""
+    parser = argparse.ArgumentParser("llamaswapd check", allow_abbrev=False, description=check.__doc__)
+    parser.add_argument("file", nargs="*", type=Path)
+    parser.add_argument("-config", "--config", type=Path, action="append", default=[])
+    parser.add_argument("-config-dir", "--config-dir", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        loaded = load(options.config + options.file, options.config_dir)
+    except ConfigError as error:
+        for warning in error.warnings:
+            print(f"warning: {warning}")
+        for problem in error.problems:
+            print(f"error: {problem}")
+        count = len(error.problems)
+        print(f"not usable: {count} problem{'s' if count > 1 else ''}")
+        return 1
+    for warning in loaded.warnings:
+        print(f"warning: {warning}")
+    models = len(loaded.config.models)
+    print(f"usable: {models} model{'' if models == 1 else 's'}" + _count_warnings(loaded))
+    return 0
+
+
+def _count_warnings(loaded: Loaded) -> str:
+    count = len(loaded.warnings)
+    return f", {count} warning{'s' if count > 1 else ''}" if count else ""
+
+
+def units(arguments: Sequence[str]) -> int:
+    """Print the unit that each model would get, in unit-file syntax."""
+    parser = argparse.ArgumentParser("llamaswapd units", allow_abbrev=False, description=units.__doc__)
+    parser.add_argument("model", nargs="*", help="model ids or aliases; none: all")
+    parser.add_argument("-config", "--config", type=Path, action="append", default=[])
+    parser.add_argument("-config-dir", "--config-dir", type=Path)
+    parser.add_argument("-manager", "--manager", choices=MANAGERS)
+    parser.add_argument("-instance", "--instance", default="")
+    options = parser.parse_args(arguments)
+
+    from llamaswapd.systemd.connect import dry_host
+    from llamaswapd.systemd.unit import build, to_unit_file
+
+    config = load(options.config, options.config_dir).config
+    host = asyncio.run(dry_host(options.manager or config.manager, options.instance))
+    for number, name in enumerate(options.model or config.models):
+        model = config.resolve(name)
+        if model is None:
+            raise UsageError(f'no model "{name}" in the configuration; it has: {", ".join(config.models)}')
+        print(("\n" if number else "") + to_unit_file(build(model, host)), end="")
+    return 0
+
+
+def private(arguments: Sequence[str]) -> int:
+    """Run a command, such as `systemctl --user`, inside the private manager of a running daemon."""
+    parser = argparse.ArgumentParser("llamaswapd private", allow_abbrev=False, description=private.__doc__)
+    parser.add_argument("-instance", "--instance", default="")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
+    options = parser.parse_args(arguments)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        parser.error("name a command, for example: llamaswapd private -- systemctl --user status")
+
+    from llamaswapd.systemd.enter import inside
+    from llamaswapd.systemd.service import runtime_path
+
+    argv = inside(runtime_path(options.instance), command)
+    sys.stdout.flush()
+    os.execv(argv[0], argv)
+
+
+VERBS = {"check": check, "units": units, "private": private}
+MANAGERS = ("auto", "system", "user", "private")
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Return the parser of llama-swap's flags and ours. Positional arguments are ignored, as there."""
+    parser = argparse.ArgumentParser(
+        "llamaswapd",
+        usage=USAGE,
+        allow_abbrev=False,
+        add_help=False,
+        description="Serve all models of a machine at one /v1 address; start and swap them as systemd units.",
+    )
+    flag = parser.add_argument
+    flag("-config", "--config", metavar="FILE", help="configuration file")
+    flag("-config-dir", "--config-dir", metavar="DIR", help="directory of further files, *.yml and *.yaml")
+    flag("-listen", "--listen", metavar="ADDRESS", help="host:port or :port (default :8080, with TLS :8443)")
+    flag("-tls-cert-file", "--tls-cert-file", metavar="FILE", help="certificate, PEM")
+    flag("-tls-key-file", "--tls-key-file", metavar="FILE", help="its key, PEM")
+    flag("-watch-config", "--watch-config", action="store_true", help="reload when a configuration file changes")
+    flag(
+        "-manager", "--manager", choices=MANAGERS, help="which systemd runs the models (default: the file's, else auto)"
+    )
+    flag(
+        "-instance",
+        "--instance",
+        metavar="NAME",
+        default="",
+        help="name of this daemon, where several run side by side",
+    )
+    flag("-version", "--version", action="store_true", help="print the version and exit")
+    flag("-h", "-help", "--help", action="help", help="print this text and exit")
+    return parser
+
+
+def plain_booleans(arguments: Sequence[str]) -> list[str]:
+    """Rewrite `-flag=true` as `-flag` and leave `-flag=false` out: Go's spellings of boolean flags."""
+    plain = []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name.lstrip("-") not in ("watch-config", "version") or not value:
+            plain.append(argument)
+        elif value.lower() in ("1", "t", "true"):
+            plain.append(name)
+    return plain
+
+
+if __name__ == "__main__":
+    sys.exit(main())

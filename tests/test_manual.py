@@ -1,0 +1,202 @@
+"""The manual pages and the README say what the program does: every key, flag and setting, and examples that load."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from llamaswapd import __main__ as command_line
+from llamaswapd.config.decode import fields_by_key
+from llamaswapd.config.load import load
+from llamaswapd.config.schema import (
+    NOT_YET_HONOURED,
+    WITHOUT_EFFECT,
+    CommaSeparated,
+    Config,
+    Filters,
+    Group,
+    Hooks,
+    ModelConfig,
+    OnStartup,
+    Section,
+)
+from llamaswapd.systemd.unit import Host, build
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "man").glob("*.scd"))
+README = ROOT / "README.md"
+
+# Under which heading of llamaswapd.yaml(5) the keys of a section stand.
+HEADINGS: dict[type[Section], str] = {
+    Config: "TOP-LEVEL KEYS",
+    ModelConfig: "MODEL KEYS",
+    Filters: "FILTERS",
+    Group: "GROUPS",
+    Hooks: "HOOKS",
+    OnStartup: "HOOKS",
+}
+
+
+def page(name: str) -> str:
+    return (ROOT / "man" / f"{name}.scd").read_text()
+
+
+def part(text: str, heading: str) -> str:
+    """Return what stands under a heading of a page, up to the next one."""
+    found = re.search(rf"^# {re.escape(heading)}\n(.*?)(?=^# |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"there is no heading {heading}"
+    return found[1]
+
+
+def entries(text: str) -> dict[str, str]:
+    """Return the entries, by each of the names in bold in the line above the indented text."""
+    found = re.findall(r"^(\*.+)\n((?:(?:\t.*)?\n)+)", text, re.MULTILINE)
+    return {name: " ".join(body.split()) for head, body in found for name in re.findall(r"\*(.+?)\*", head)}
+
+
+def sections_within(hint: Any) -> Iterator[type[Section]]:
+    """Yield every kind of section that a type holds, itself included."""
+    if isinstance(hint, type) and issubclass(hint, Section):
+        yield hint
+        for _, field_type in fields_by_key(hint).values():
+            yield from sections_within(field_type)
+    for argument in get_args(hint):
+        yield from sections_within(argument)
+
+
+def keys() -> list[tuple[type[Section], str]]:
+    return [(section, key) for section in dict.fromkeys(sections_within(Config)) for key in fields_by_key(section)]
+
+
+def type_in_words(hint: Any) -> str:
+    """Return how the manual calls a field's type."""
+    if any(isinstance(mark, CommaSeparated) for mark in getattr(hint, "__metadata__", ())):
+        return "text"
+    if hasattr(hint, "__metadata__"):
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(filter(None, get_args(hint)))}"
+    if type(None) in get_args(hint):
+        hint = get_args(hint)[0]
+    words = {str: "text", int: "integer", bool: "boolean", tuple: "list"}
+    return words.get(get_origin(hint) or hint, "mapping")
+
+
+def default_in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if value is None:
+        return "unset"
+    return value if isinstance(value, str) and value else "none"
+
+
+@pytest.mark.parametrize(("section", "key"), keys())
+def test_every_key_has_an_entry_with_its_type_and_default(section: type[Section], key: str) -> None:
+    name, hint = fields_by_key(section)[key]
+    entry = entries(part(page("llamaswapd.yaml.5"), HEADINGS[section])).get(key)
+    assert entry, f"{key} has no entry in llamaswapd.yaml(5)"
+    assert f"Type: {type_in_words(hint)}" in entry
+    assert entry.endswith(f"Default: {default_in_words(getattr(section(), name))}.")
+
+
+def test_every_entry_is_a_key() -> None:
+    known = {heading: {key for section, key in keys() if HEADINGS[section] == heading} for heading in HEADINGS.values()}
+    text = page("llamaswapd.yaml.5")
+    assert {heading: set(entries(part(text, heading))) for heading in known} == known
+
+
+def test_every_key_without_effect_is_named() -> None:
+    listed = part(page("llamaswapd.yaml.5"), "KEYS WITHOUT EFFECT")
+    for tables in (NOT_YET_HONOURED, WITHOUT_EFFECT):
+        for key in (key for names in tables.values() for key in names):
+            assert f"*{key}*" in listed
+
+
+def test_the_readme_names_every_key_that_is_not_yet_honoured() -> None:
+    missing = README.read_text().partition("## Not there yet")[2]
+    assert not {key for names in NOT_YET_HONOURED.values() for key in names if f"`{key}`" not in missing}
+
+
+def test_every_flag_has_an_entry() -> None:
+    flags = {
+        flag
+        for action in command_line.flag_parser()._actions
+        for flag in action.option_strings
+        if not flag.startswith("--")
+    }
+    assert set(entries(part(page("llamaswapd.8"), "OPTIONS"))) == flags
+
+
+def test_every_verb_has_an_entry() -> None:
+    verbs = entries(part(page("llamaswapd.8"), "VERBS"))
+    assert not set(command_line.VERBS) - set(verbs)
+
+
+def test_every_setting_of_a_unit_has_an_entry() -> None:
+    model = ModelConfig(id="m", cmd="server", cmd_stop="stop", env=("A=b",))
+    settings = build(model, Host(version=252, directory="/")).settings
+    described = entries(part(page("llamaswapd-units.7"), "WHAT A UNIT HOLDS"))
+    assert {name for name in described if name.endswith("=")} == {f"{name}=" for name in settings}
+
+
+# ---- examples ------------------------------------------------------------------------------------------------------
+
+# An example is marked by the info string of its fence in Markdown, by the comment before its fence in scdoc.
+MARKED = {
+    ".md": re.compile(r"^```yaml\n(.*?)^```$", re.DOTALL | re.MULTILINE),
+    ".scd": re.compile(r"^; yaml\n```\n(.*?)^```$", re.DOTALL | re.MULTILINE),
+}
+
+
+def examples() -> list[tuple[Path, str]]:
+    return [(file, text) for file in [README, *PAGES] for text in MARKED[file.suffix].findall(file.read_text())]
+
+
+@pytest.mark.parametrize(("file", "text"), [pytest.param(*found, id=found[0].name) for found in examples()])
+def test_every_example_loads_without_a_warning(file: Path, text: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    loaded = load([config], environ={})
+    assert not loaded.warnings
+    assert loaded.config.models
+
+
+def test_every_configuration_is_marked_as_an_example() -> None:
+    for file in [README, *PAGES]:
+        unmarked = MARKED[file.suffix].sub("", file.read_text())
+        assert not re.search(r"^\s*models:$", unmarked, re.MULTILINE), file.name
+    assert {README.name, "llamaswapd.yaml.5.scd", "llamaswapd-units.7.scd"} <= {file.name for file, _ in examples()}
+
+
+# ---- the pages as such ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", PAGES, ids=lambda source: source.name)
+def test_every_page_can_be_built(source: Path) -> None:
+    if shutil.which("scdoc") is None:
+        pytest.skip("scdoc is not installed")
+    done = subprocess.run(["scdoc"], input=source.read_bytes(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    name, section, _ = source.name.rsplit(".", 2)
+    assert re.search(rf'^\.TH "{re.escape(name)}" "{section}"', done.stdout.decode(), re.MULTILINE)
+
+
+def test_every_reference_between_pages_leads_somewhere() -> None:
+    present = {source.name for source in PAGES}
+    for file in PAGES:
+        for name, section in re.findall(r"\*(llamaswapd[a-z.-]*)\*\((\d)\)", file.read_text()):
+            assert f"{name}.{section}.scd" in present, file.name
+
+
+def test_the_readme_links_to_what_exists() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README.read_text())
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
