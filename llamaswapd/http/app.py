@@ -60,6 +60,8 @@ class FrontEnd:
         self.stop_accepting()
         self.close_streams()
         if self._runner.server is not None:
+            for connection in self._runner.server.connections:
+                connection.close()  # at once where it is idle; `shutdown` would wait for a next request
             await self._runner.server.shutdown(CUT_AFTER_S)
         await self._runner.cleanup()
         await self._proxy.close()

@@ -7,6 +7,7 @@ in the server's own framing. Nothing here knows of clients, models or leases.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from llamaswapd.http.wire import HEAD_LIMIT, Framing, Head, Malformed, UntilClos
 CONNECT_TIMEOUT_S = 30.0
 IDLE_LIMIT_S = 90.0  # an idle connection is closed after this long
 IDLE_CONNECTIONS = 64  # kept per origin
+RELIEVE_AFTER_S = 0.1  # how long an answer may be awaited before idle connections are given up for it
 
 
 class Origin(NamedTuple):
@@ -111,6 +113,7 @@ class Upstream(asyncio.Protocol):
         self._to_head_request = is_head
         self._request_sent = complete
         self._received = False
+        self._pool.answer_awaited(self)
         self.transport.write(data)
 
     def write(self, data: bytes) -> None:
@@ -124,6 +127,7 @@ class Upstream(asyncio.Protocol):
     def abort(self) -> None:
         """Give the exchange up: the sink hears nothing more, the server sees its connection end."""
         self._sink = None
+        self._pool.answer_came(self)
         self.transport.abort()
 
     def pause_writing(self) -> None:
@@ -182,6 +186,7 @@ class Upstream(asyncio.Protocol):
             if head.status >= 200:
                 break
         self._head = b""
+        self._pool.answer_came(self)
         self._answer = head
         self._framing = framing_of(head, to_head_request=self._to_head_request)
         self._sink.on_head(head, self._framing, self._advance(self._framing, data))
@@ -248,6 +253,7 @@ class Upstream(asyncio.Protocol):
 
     def _fail(self, message: str) -> None:
         sink, self._sink = self._sink, None
+        self._pool.answer_came(self)
         self.transport.abort()
         if sink is not None:
             sink.on_failure(Stale(message) if self.is_used and not self._received else UpstreamError(message))
@@ -262,6 +268,8 @@ class Pool:
 
     def __init__(self) -> None:
         self._idle: dict[Origin, list[Upstream]] = {}
+        self._awaiting: dict[Origin, dict[Upstream, float]] = {}  # since when, the longest first
+        self._relief: dict[Origin, asyncio.TimerHandle] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
@@ -301,6 +309,18 @@ class Pool:
         if self._sweep is None:
             self._sweep = loop.call_later(IDLE_LIMIT_S, self._close_idle)
 
+        self._relieve_later(upstream.origin)
+
+    def answer_awaited(self, upstream: Upstream) -> None:
+        """A request is on its way."""
+        self._awaiting.setdefault(upstream.origin, {})[upstream] = asyncio.get_running_loop().time()
+        self._relieve_later(upstream.origin)
+
+    def answer_came(self, upstream: Upstream) -> None:
+        """Its answer has begun, or will not come."""
+        if awaiting := self._awaiting.get(upstream.origin):
+            awaiting.pop(upstream, None)
+
     def forget(self, upstream: Upstream) -> None:
         """A connection has ended."""
         idle = self._idle.get(upstream.origin)
@@ -312,9 +332,31 @@ class Pool:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+        for timer in self._relief.values():
+            timer.cancel()
+        self._relief.clear()
         for upstream in [upstream for idle in self._idle.values() for upstream in idle]:
             upstream.transport.abort()
         self._idle.clear()
+
+    def _relieve_later(self, origin: Origin) -> None:
+        """See to it that a request does not wait for the idle connections to its server to end.
+
+        llama.cpp's server has a thread for each connection, for as long as that is open, and not always one more. A
+        request beyond them is not looked at until one of the idle connections ends, which by itself takes 5 s.
+        """
+        awaiting = self._awaiting.get(origin)
+        if awaiting and self._idle.get(origin) and origin not in self._relief:
+            due = next(iter(awaiting.values())) + RELIEVE_AFTER_S
+            self._relief[origin] = asyncio.get_running_loop().call_at(due, self._relieve, origin)
+
+    def _relieve(self, origin: Origin) -> None:
+        del self._relief[origin]
+        longest = next(iter(self._awaiting[origin].values()), math.inf)
+        if asyncio.get_running_loop().time() >= longest + RELIEVE_AFTER_S:
+            for upstream in self._idle.pop(origin, ()):
+                upstream.transport.abort()
+        self._relieve_later(origin)
 
     def _close_idle(self) -> None:
         """Close what was idle for too long; look again when the next one may be."""

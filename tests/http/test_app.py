@@ -10,6 +10,7 @@ from standins import Engine, house, model
 from llamaswapd.config.schema import Config
 from llamaswapd.core.routing import MODEL_ROUTES
 from llamaswapd.errors import Error
+from llamaswapd.http import app
 
 UNAUTHORIZED = "unauthorized: invalid or missing API key"
 
@@ -291,3 +292,13 @@ async def test_the_front_end_is_drained_when_the_last_stream_has_ended() -> None
         assert await client.chunk() == b""
         with pytest.raises(ConnectionError):
             await it.connect()
+
+
+async def test_an_idle_connection_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "CUT_AFTER_S", 3600.0)
+    async with house(Engine()) as it:
+        client = await it.connect()
+        await client.send("/health")
+        assert (await client.answer()).status == 200
+        await it.front.close()
+        assert await client.reader.read() == b""

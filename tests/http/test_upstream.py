@@ -164,6 +164,31 @@ async def test_no_more_than_so_many_connections_are_kept(monkeypatch: pytest.Mon
         assert [pool.take(origin) is not None for _ in range(3)] == [True, True, False]
 
 
+async def test_idle_connections_are_given_up_for_a_request_that_the_server_does_not_look_at() -> None:
+    turn = asyncio.Lock()
+    served = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
+        async with turn:  # one connection at a time, for as long as it is open
+            while await reader.readline():
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    origin, pool = Origin("127.0.0.1", server.sockets[0].getsockname()[1], False), Pool()
+    sinks = [Sink(), Sink(), Sink()]
+    for sink in sinks:
+        (await pool.connect(origin)).send(sink, GET, is_head=False, unframe=False, complete=True)
+    for sink in sinks:
+        await sink.over.wait()
+    assert [sink.told for sink in sinks] == [[200, "end"]] * 3
+    pool.close()
+    server.close()
+    await asyncio.gather(*served, return_exceptions=True)  # their connections were reset
+
+
 async def test_a_connection_that_was_paused_at_the_end_of_an_answer_is_read_from_again() -> None:
     class Pausing(Sink):
         def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
