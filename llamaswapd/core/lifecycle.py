@@ -27,7 +27,7 @@ class State(enum.Enum):
     STOPPED = "stopped"  # no unit
     STARTING = "starting"  # a unit that does not serve yet
     READY = "ready"
-    STOPPING = "stopping"  # asked to end, not gone yet
+    STOPPING = "stopping"  # asked to end, or its server ended by itself; not gone yet
 
 
 class Cause(enum.Enum):

@@ -187,6 +187,11 @@ class Scheduler:
         self._carry_on_without(target)
         return self._settle()
 
+    def ended(self, model: str, now: float) -> list[Action]:
+        """A ready model's server ended by itself; what is left of its unit is being stopped, `gone` will follow."""
+        self._move(model, Cause.STOP)
+        return self._settle()
+
     def gone(self, model: str, now: float) -> list[Action]:
         """The unit ended, asked to or not. Requests in flight stay so until they are released."""
         self._carry_on_without(self._move(model, Cause.GONE))
@@ -342,7 +347,7 @@ class Scheduler:
         self._proceed(swap)
 
     def _proceed(self, swap: _Swap) -> None:
-        if swap.pending:
+        if swap.pending or swap.target.state is State.STOPPING:
             return
         if swap.target.state is State.READY:  # it ran all along, only others had to stop
             self._complete(swap)
@@ -356,10 +361,10 @@ class Scheduler:
             self._grant(request)
 
     def _carry_on_without(self, model: _Model) -> None:
-        """Continue the swaps that waited for this model to be gone."""
+        """Continue the swaps that waited for this model to be gone, to have another instead or the same anew."""
         for swap in tuple(self._swaps.values()):
-            if model.id in swap.pending:
-                swap.pending.remove(model.id)
+            if swap.target is model or model.id in swap.pending:
+                swap.pending.discard(model.id)
                 self._proceed(swap)
 
     # ---- models ----

@@ -175,10 +175,16 @@ class World:
 
     def die(self) -> None:
         ready = [name for name, unit in self.units.items() if unit.state == "ready"]
-        if ready:
-            name = self.rng.choice(ready)
+        if not ready:
+            return
+        name = self.rng.choice(ready)
+        if self.rng.random() < 0.5:  # nothing of it is left
             del self.units[name]
             self.feed(f"gone {name}, unasked", self.scheduler.gone(name, self.now))
+            return
+        self.units[name].state = "stopping"
+        self.later(self.rng.choice((0.1, 1, 4)), "gone", name)
+        self.feed(f"ended {name}", self.scheduler.ended(name, self.now))
 
     def pass_time(self) -> None:
         """Go to whatever happens next: a deadline of the scheduler, word from a unit, or nothing for a second."""

@@ -256,6 +256,24 @@ def test_a_model_that_ends_by_itself_is_started_by_the_next_request() -> None:
     assert s.in_flight("a") == 1
 
 
+def test_nobody_is_sent_to_a_model_that_ended_by_itself_and_is_not_quite_gone() -> None:
+    s = serving(scheduler(), "a", 1)
+    assert s.ended("a", now=1) == []
+    assert s.state("a") is State.STOPPING
+    assert s.request(2, "a", now=2) == [Position(2, 1)]
+    assert s.gone("a", now=3) == [Start("a")]
+    assert s.ready("a", now=4) == [Grant(2)]
+
+
+def test_a_model_that_ends_while_others_stop_for_it_is_started_when_all_are_gone() -> None:
+    s = serving(serving(scheduler(SIDE), "a"), "s")
+    assert s.request(1, "a", now=1) == [Stop("s", 10)]
+    assert s.ended("a", now=2) == []
+    assert s.gone("s", now=3) == []
+    assert s.gone("a", now=4) == [Start("a")]
+    assert s.ready("a", now=5) == [Grant(1)]
+
+
 def test_a_model_that_ends_by_itself_makes_room_for_the_queue() -> None:
     s = serving(scheduler(), "a", 1)
     s.request(2, "b", now=1)
