@@ -8,6 +8,7 @@ a model is, this module does not know. See org.freedesktop.systemd1(5).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -27,13 +28,17 @@ except ImportError:
     import dbus_next as dbus  # type: ignore[no-redef]
     from dbus_next.aio import MessageBus  # type: ignore[assignment,attr-defined]
 
+log = logging.getLogger(__name__)
+
 Scope = Literal["system", "user", "private"]
 Property = tuple[str, str, object]  # name, D-Bus signature, value
 
 CALL_TIMEOUT_S = 25.0  # the reference implementation's default for a method call
+JOIN_TIMEOUT_S = 2.0  # how long systemd may take to join a bus that our connection has brought up
 
 UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
+NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
 
 _SYSTEMD = "org.freedesktop.systemd1"
 _SYSTEMD_PATH = "/org/freedesktop/systemd1"
@@ -107,6 +112,8 @@ class Manager:
         self._bus = bus
         self._watches: set[Watch] = set()
         self._lost: asyncio.Task[None] | None = None
+        self._is_reloading = False
+        self._recheck: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(cls, scope: Scope, address: str = "") -> Manager:
@@ -132,6 +139,9 @@ class Manager:
 
     async def close(self) -> None:
         self.on_lost = lambda: None
+        if self._recheck:
+            self._recheck.cancel()
+            await asyncio.wait((self._recheck,))
         if self._bus.connected:
             self._bus.disconnect()
         if self._lost:
@@ -199,9 +209,24 @@ class Manager:
             _, job, unit, result = message.body
             for watch in self._watches_of(unit):
                 watch.job_removed(job, result)
-        elif message.member == "UnitRemoved":
+        elif message.member == "UnitRemoved" and not self._is_reloading:
             for watch in self._watches_of(message.body[0]):
                 watch.unit_removed()
+        elif message.member == "Reloading":
+            # `systemctl daemon-reload` has every unit removed and made anew, whether it runs or not.
+            self._is_reloading = message.body[0]
+            if not self._is_reloading:
+                self._recheck = asyncio.create_task(self._find_removed(), name="units gone while systemd reloaded")
+
+    async def _find_removed(self) -> None:
+        for watch in list(self._watches):
+            try:
+                await self._call("GetUnit", "s", watch.unit)
+            except Refused as error:
+                if error.name == NO_SUCH_UNIT:
+                    watch.unit_removed()
+            except UnitError as error:
+                log.warning("cannot see whether %s survived systemd's reload: %s", watch.unit, error)
 
     def _watches_of(self, unit: str) -> list[Watch]:
         return [watch for watch in self._watches if watch.unit == unit]
@@ -210,14 +235,27 @@ class Manager:
 
     async def _greet(self) -> None:
         # Never let the bus activate a systemd: on a bus without one that fails slowly.
-        await self._call_bus("GetNameOwner", "s", _SYSTEMD)
+        await self._wait_for_owner()
         (version,) = await self._call("Get", "ss", _MANAGER, "Version", interface=_PROPERTIES)
         self.version = int(re.findall(r"\d+", version.value)[0])
         self._bus.add_message_handler(self._received)
-        for member in ("JobRemoved", "UnitRemoved"):
+        for member in ("JobRemoved", "UnitRemoved", "Reloading"):
             rule = f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='{member}'"
             await self._call_bus("AddMatch", "s", rule)
         await self._call("Subscribe")  # without a subscriber systemd sends no signals
+
+    async def _wait_for_owner(self) -> None:
+        # A user's bus is started by whoever connects first, and systemd joins it a moment later.
+        deadline = asyncio.get_running_loop().time() + (JOIN_TIMEOUT_S if self.scope == "user" else 0.0)
+        while True:
+            try:
+                await self._call_bus("GetNameOwner", "s", _SYSTEMD)
+            except Refused as error:
+                if error.name != NO_OWNER or asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                return
 
     async def _wait_until_lost(self) -> None:
         reason = "it was closed"

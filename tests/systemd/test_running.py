@@ -312,3 +312,19 @@ listener.accept()
     named = str(await other.stranger(port))
     assert named.startswith(f"process {server.pid} (python")
     assert named.endswith(f" of unit {server.name}")
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
+async def test_a_reload_of_systemd_is_no_end_of_the_unit(private: Any, make: Make, verb: str) -> None:
+    unit, other = make(), make("llamaswapd-model-other.service")
+    for each in (unit, other):
+        assert await each.start(properties("/bin/sleep", "infinity"), 10, 5) == "done"
+    systemctl = await asyncio.create_subprocess_exec(
+        "systemctl", "--user", verb, env={**os.environ, **private.environment}
+    )
+    assert await systemctl.wait() == 0
+    # What is signalled of the other's end comes after all that the reload has caused.
+    await other.stop(5)
+    assert not unit.ended.done()
+    os.kill(unit.pid, signal.SIGKILL)
+    assert await unit.ended == KILLED
