@@ -28,4 +28,4 @@ setup:
 	@tests/setup dev "$(PYTHON)"
 
 clean:
-	rm -rf .venv .demo .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
