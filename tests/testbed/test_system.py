@@ -1,0 +1,30 @@
+"""The program on Debian 12 and 13, with Debian's libraries and the system's own manager."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from beds import INSIDE, NEEDS_ROOT, PYTEST, ROOT, container, drive
+
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(180), NEEDS_ROOT]
+
+# aiohttp 3.11, Debian 13's, takes what comes with an offer to speak websocket for frames of it.
+BODY_IS_LOST = "tests/http/test_relay.py::test_an_offer_to_change_the_protocol_is_not_passed_on[websocket]"
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def bed(request: pytest.FixtureRequest) -> Iterator[str]:
+    with container(request.param) as name:
+        yield name
+
+
+def test_what_is_pure_and_the_front_end_work_with_debians_libraries(bed: str) -> None:
+    found = [path for part in ("config", "core", "http") for path in (ROOT / "tests" / part).glob("test_*.py")]
+    files = [path for path in found if "from hypothesis" not in path.read_text()]  # not installed there
+    inside = [f"{INSIDE}/{path.relative_to(ROOT)}" for path in sorted(files)]
+    drive("exec", bed, "--", *PYTEST, f"--confcutdir={INSIDE}/tests", f"--deselect={BODY_IS_LOST}", *inside)
+
+
+def test_models_are_units_of_the_system(bed: str) -> None:
+    drive("exec", bed, "--", *PYTEST, f"{INSIDE}/tests/testbed/inside_system.py")
