@@ -268,7 +268,8 @@ class Engine:
         change = diff(self.config, config)
         self._perform(self._scheduler.unload((*change.changed, *change.removed), time.monotonic()))
         self.config = config
-        self._perform(self._scheduler.reconfigure(config.models, POLICIES["group"](config)))
+        policy = POLICIES["group"](config)
+        self._perform(self._scheduler.reconfigure(config.models, policy, config.overtake_limit))
         self._changed()
 
     async def preload(self, names: Iterable[str]) -> None:

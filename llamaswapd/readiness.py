@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from llamaswapd.config.schema import ModelConfig
-from llamaswapd.errors import StartError, UnitResult
+from llamaswapd.errors import Error, StartError, UnitResult
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,11 @@ async def _ready(model: ModelConfig, unit: Starting) -> None:
 
 
 async def _hint_on_line(model: ModelConfig, unit: Starting, hint: asyncio.Event) -> None:
-    await unit.wait_for_line(re.compile(model.ready_log))
+    try:
+        await unit.wait_for_line(re.compile(model.ready_log))
+    except Error as error:
+        log.warning("<%s> its log cannot be watched for readyLog: %s", model.id, error)
+        raise
     hint.set()
 
 

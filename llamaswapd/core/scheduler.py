@@ -210,7 +210,9 @@ class Scheduler:
         self._move(model, Cause.ADOPT).idle_since = now
         return self._settle()
 
-    def reconfigure(self, models: Mapping[str, ModelConfig], policy: SwapPolicy) -> list[Action]:
+    def reconfigure(
+        self, models: Mapping[str, ModelConfig], policy: SwapPolicy, overtake_limit_s: float
+    ) -> list[Action]:
         """Go on with other definitions. What runs, runs on: to stop what changed or went, `unload` it first."""
         for id, config in models.items():
             known = self._models.setdefault(id, _Model(id, config, config.slots, 0))
@@ -218,7 +220,7 @@ class Scheduler:
         for id in self._models.keys() - models.keys():
             if self._models[id].state is State.STOPPED and not self._models[id].admitted:
                 del self._models[id]  # one that still stops is forgotten by the next reload
-        self._policy = policy
+        self._policy, self._overtake_limit_s = policy, overtake_limit_s
         self._answers.clear()
         return self._settle()
 

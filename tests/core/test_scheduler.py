@@ -659,3 +659,26 @@ def test_a_policy_is_asked_again_only_when_what_runs_has_changed() -> None:
         s.release(ticket, now=0)
     assert policy.asked == 1
     assert s.request(100, "b", now=1) == [Stop("a", 10)]
+
+
+# ---- other definitions ---------------------------------------------------------------------------------------------
+
+
+def test_what_runs_runs_on_under_other_definitions_and_they_count_from_then_on() -> None:
+    s = serving(scheduler(), "a", 1)
+    assert s.reconfigure({"a": model(concurrency_limit=1), "d": model()}, GroupPolicy(Config()), 30.0) == []
+    assert refused(s.request(2, "a", now=1), TooManyRequests) == [2]
+    assert s.request(3, "d", now=1) == [Position(3, 1)]
+    assert s.release(1, now=2) == [Stop("a", 10)]
+    assert s.gone("a", now=3) == [Start("d")]
+
+
+def test_a_model_that_is_gone_from_the_file_is_forgotten_once_nothing_of_it_runs() -> None:
+    s = serving(scheduler(), "a")
+    s.unload(["a"], now=1)
+    s.reconfigure({"b": model()}, GroupPolicy(Config()), 30.0)
+    assert s.state("a") is State.STOPPING
+    assert s.gone("a", now=2) == []
+    s.reconfigure({"b": model()}, GroupPolicy(Config()), 30.0)
+    with pytest.raises(KeyError):
+        s.state("a")

@@ -1,0 +1,686 @@
+"""Models on demand, on a backend whose units do what the test says.
+
+No model is probed: one is ready when it has started, or when it says so in its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from llamaswapd import engine as engine_module
+from llamaswapd.config.schema import Config, Group, ModelConfig
+from llamaswapd.core.lifecycle import State
+from llamaswapd.core.scheduler import ABORT_GRACE_S
+from llamaswapd.engine import FAILED_START_GRACE_S, Engine
+from llamaswapd.errors import BusLost, ShuttingDown, StartError, TooManyRequests, UnitError, UnitResult, Unloaded
+
+GRACE_S = 7  # every model's unloadTimeout
+
+
+class Unit:
+    """Ends when told to; a stop lasts while it may not go."""
+
+    pid = 4711
+
+    def __init__(self, backend: Backend, model: ModelConfig) -> None:
+        self.model = model
+        self.name = f"llamaswapd-model-{model.id}.service"
+        self.ended: asyncio.Future[UnitResult] = asyncio.get_running_loop().create_future()
+        self.notified = asyncio.Event()
+        self.is_up = asyncio.Event()
+        self.graces: asyncio.Queue[float] = asyncio.Queue()  # of the stops that were asked for
+        self.may_go = asyncio.Event()
+        self.may_go.set()
+        self.heeds_below_s = 0.0  # a stop with less grace than this makes it go
+        self.stop_error: Exception | None = None
+        self._backend = backend
+
+    def end(self, result: UnitResult) -> None:
+        self.pid = 0
+        self.ended.set_result(result)
+
+    async def stop(self, grace_s: float) -> None:
+        self.graces.put_nowait(grace_s)
+        if grace_s < self.heeds_below_s:
+            self.may_go.set()
+        await self.may_go.wait()
+        if self.stop_error is not None:
+            raise self.stop_error
+        if not self.ended.done():
+            self.end(UnitResult())
+        self._backend.running.discard(self.model.id)
+
+    async def stranger(self, port: int) -> str | None:
+        return None
+
+    async def last_lines(self, count: int) -> list[str]:
+        return ["last words"]
+
+    async def wait_for_line(self, pattern: re.Pattern[str]) -> str:
+        await self.is_up.wait()
+        return "up"
+
+
+class Backend:
+    """Starts units at once, unless a model is held, or is to fail."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+        self.units: asyncio.Queue[Unit] = asyncio.Queue()
+        self.all_units: list[Unit] = []
+        self.running: set[str] = set()
+        self.held: set[str] = set()
+        self.cancelled: list[str] = []
+        self.failures: dict[str, Exception] = {}
+
+    async def start(self, model: ModelConfig) -> Unit:
+        assert model.id not in self.running, "never started twice"
+        self.asked.put_nowait(model.id)
+        if model.id in self.held:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(model.id)
+                raise
+        if model.id in self.failures:
+            raise self.failures[model.id]
+        unit = Unit(self, model)
+        self.running.add(model.id)
+        self.all_units.append(unit)
+        self.units.put_nowait(unit)
+        return unit
+
+    async def clear(self) -> list[str]:
+        return []
+
+    async def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
+        yield "a", f"{models} {history_bytes}"
+
+    async def close(self) -> None:
+        pass
+
+
+def model(model_id: str, **settings: Any) -> ModelConfig:
+    """A model that is ready once it has been started."""
+    return ModelConfig(**{"id": model_id, "check_endpoint": "none", "ttl": 0, "unload_timeout": GRACE_S} | settings)
+
+
+def slow(model_id: str, **settings: Any) -> ModelConfig:
+    """A model that is ready once its unit `is_up`."""
+    return model(model_id, ready_log="up", **settings)
+
+
+def swapping(*models: ModelConfig, **settings: Any) -> Config:
+    """All models make room for each other."""
+    return Config(models={each.id: each for each in models}, **settings)
+
+
+def together(*models: ModelConfig, **settings: Any) -> Config:
+    """All models run beside each other."""
+    group = Group(swap=False, members=tuple(each.id for each in models))
+    return swapping(*models, groups={"all": group}, **settings)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[tuple[Engine, Backend]]:
+    """An engine of which, when it is closed, nothing may be left: no unit, no request."""
+    backend = Backend()
+    engine = Engine(config, backend)
+    try:
+        async with asyncio.timeout(20):
+            yield engine, backend
+    finally:
+        for unit in backend.all_units:
+            unit.may_go.set()
+        await engine.close(0)
+    assert backend.running == set()
+    for status in engine.statuses():
+        assert (status.state, status.unit, status.pid) == (State.STOPPED, "", 0)
+        assert (status.in_flight, status.waiting) == (0, 0)
+
+
+async def load(engine: Engine, model_id: str) -> None:
+    with engine.lease(model_id) as lease:
+        await lease.granted()
+
+
+async def until(engine: Engine, model_id: str, state: State) -> None:
+    changed = asyncio.Event()
+    engine.on_change(changed.set)
+    while engine.status(model_id).state is not state:
+        changed.clear()
+        await changed.wait()
+
+
+def counts(engine: Engine, model_id: str) -> tuple[int, int]:
+    status = engine.status(model_id)
+    return status.in_flight, status.waiting
+
+
+# ---- leases
+
+
+async def test_a_lease_on_a_stopped_model_starts_it_and_is_granted_when_it_is_ready() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        with engine.lease("a") as lease:
+            assert engine.status("a").state is State.STARTING
+            unit = await backend.units.get()
+            assert not lease.is_granted
+            assert counts(engine, "a") == (0, 1)
+            unit.is_up.set()
+            await lease.granted()
+            assert lease.is_granted
+            assert counts(engine, "a") == (1, 0)
+            status = engine.status("a")
+            assert (status.state, status.unit, status.pid) == (State.READY, unit.name, 4711)
+        assert counts(engine, "a") == (0, 0)
+
+
+async def test_a_lease_on_a_ready_model_is_granted_on_entering() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        with engine.lease("a") as lease:
+            assert lease.is_granted
+            await lease.granted()
+        assert backend.asked.qsize() == 1
+
+
+async def test_a_lease_is_given_back_when_its_block_fails() -> None:
+    async with running(swapping(model("a"))) as (engine, _):
+        with suppress(ZeroDivisionError), engine.lease("a") as lease:
+            await lease.granted()
+            raise ZeroDivisionError
+        assert counts(engine, "a") == (0, 0)
+
+
+async def test_a_client_that_leaves_while_its_model_loads_leaves_the_load_alone() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        client = asyncio.create_task(load(engine, "a"))
+        unit = await backend.units.get()
+        client.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await client
+        assert counts(engine, "a") == (0, 0)
+        unit.is_up.set()
+        await until(engine, "a", State.READY)
+
+
+async def test_a_client_that_leaves_the_queue_takes_its_wish_along() -> None:
+    async with running(swapping(model("a"), model("b"))) as (engine, backend):
+        with engine.lease("a") as a:
+            await a.granted()
+            with engine.lease("b") as b:
+                assert (b.position, a.position) == (1, None)
+                assert counts(engine, "b") == (0, 1)
+            assert counts(engine, "b") == (0, 0)
+        assert engine.status("a").state is State.READY
+        assert backend.asked.qsize() == 1
+
+
+async def test_a_lease_beyond_the_models_slots_is_refused_on_entering() -> None:
+    async with running(swapping(model("a", concurrency_limit=1))) as (engine, _):
+        with engine.lease("a") as lease:
+            await lease.granted()
+            with pytest.raises(TooManyRequests), engine.lease("a"):
+                pytest.fail("entered")
+            assert counts(engine, "a") == (1, 0)
+        with engine.lease("a") as lease:
+            assert lease.is_granted
+
+
+async def test_an_unknown_model_has_no_lease() -> None:
+    async with running(swapping(model("a"))) as (engine, _):
+        with pytest.raises(KeyError):
+            engine.lease("b")
+
+
+# ---- swaps
+
+
+async def test_a_swap_waits_for_requests_in_flight_and_starts_when_the_other_unit_is_gone() -> None:
+    async with running(swapping(model("a"), model("b"))) as (engine, backend):
+        with engine.lease("a") as a:
+            await a.granted()
+            unit = await backend.units.get()
+            unit.may_go.clear()
+            client = asyncio.create_task(load(engine, "b"))
+            await asyncio.sleep(0)
+            assert unit.graces.empty()
+        assert await unit.graces.get() == GRACE_S
+        assert engine.status("a").state is State.STOPPING
+        assert await backend.asked.get() == "a"
+        assert backend.asked.empty()
+        unit.may_go.set()
+        await client
+        assert backend.running == {"b"}
+
+
+async def test_models_that_need_not_make_room_load_side_by_side() -> None:
+    async with running(together(slow("a"), slow("b"))) as (engine, backend):
+        clients = [asyncio.create_task(load(engine, model_id)) for model_id in "ab"]
+        for _ in clients:
+            (await backend.units.get()).is_up.set()
+        await asyncio.gather(*clients)
+        assert backend.running == {"a", "b"}
+
+
+# ---- failures
+
+
+async def test_all_who_wait_share_the_error_of_a_failed_start_and_the_next_one_tries_again() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        clients = [asyncio.create_task(load(engine, "a")) for _ in range(3)]
+        unit = await backend.units.get()
+        unit.end(UnitResult("exit-code", 1, 3))
+        errors = await asyncio.gather(*clients, return_exceptions=True)
+        assert isinstance(errors[0], StartError)
+        assert str(errors[0]) == (
+            "unspecific error: upstream command exited prematurely: exit status 3 (exit-code)"
+            "; last lines of its log:\n  last words"
+        )
+        assert errors[0] is errors[1] is errors[2]
+        assert unit.graces.get_nowait() == FAILED_START_GRACE_S
+        assert backend.running == set()
+        assert engine.status("a").state is State.STOPPED
+
+        again = asyncio.create_task(load(engine, "a"))
+        (await backend.units.get()).is_up.set()
+        await again
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (StartError("no such program"), "unspecific error: no such program"),
+        (UnitError("Access denied"), "unspecific error: systemd cannot start its unit: Access denied"),
+        (BusLost("gone"), "unspecific error: systemd cannot start its unit: gone"),
+        (ZeroDivisionError("oops"), "unspecific error: internal error: ZeroDivisionError('oops')"),
+    ],
+)
+async def test_a_start_that_the_backend_refuses_is_an_error_of_the_request(
+    failure: Exception, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        backend.failures["a"] = failure
+        with pytest.raises(StartError) as error:
+            await load(engine, "a")
+        assert str(error.value) == text
+        tracebacks = [record for record in caplog.records if record.exc_info]
+        assert bool(tracebacks) == isinstance(failure, ZeroDivisionError)
+
+        del backend.failures["a"]
+        await load(engine, "a")
+
+
+@pytest.mark.parametrize("failure", [UnitError("Access denied"), ZeroDivisionError("oops")])
+async def test_a_stop_that_fails_is_logged_and_the_model_can_be_started_again(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        unit = await backend.units.get()
+        unit.stop_error = failure
+        await engine.unload()
+        assert str(failure) in caplog.text
+        assert engine.status("a").state is State.STOPPED
+        backend.running.clear()  # the next start would remove what is left
+        await load(engine, "a")
+
+
+async def test_a_unit_that_ends_by_itself_is_cleared_away_and_started_again_on_demand() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        unit = await backend.units.get()
+        unit.end(UnitResult("signal", 2, 11))
+        await until(engine, "a", State.STOPPED)
+        assert unit.graces.get_nowait() == GRACE_S
+        await load(engine, "a")
+        assert backend.running == {"a"}
+
+
+# ---- why a connection broke
+
+
+async def test_the_cause_is_how_the_unit_ended_also_when_that_is_not_known_yet() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        with engine.lease("a") as lease:
+            await lease.granted()
+            unit = await backend.units.get()
+            asking = asyncio.create_task(lease.cause())
+            await asyncio.sleep(0)
+            unit.end(UnitResult("oom-kill", 2, 9))
+            assert await asking == "killed by SIGKILL (oom-kill)"
+            await until(engine, "a", State.STOPPED)
+            assert await lease.cause() == "killed by SIGKILL (oom-kill)"
+
+
+async def test_the_cause_of_a_cut_by_an_unload_is_the_unload() -> None:
+    async with running(swapping(model("a"))) as (engine, _):
+        with engine.lease("a") as lease:
+            await lease.granted()
+            await engine.unload(["a"])
+            assert await lease.cause() == "the model was unloaded"
+            assert counts(engine, "a") == (1, 0)
+
+
+async def test_a_model_that_lives_is_no_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "EXPLAIN_WITHIN_S", 0.01)
+    async with running(swapping(model("a"))) as (engine, backend):
+        with engine.lease("a") as lease:
+            assert await lease.cause() is None
+            await lease.granted()
+            assert await lease.cause() is None
+        assert not (await backend.units.get()).ended.cancelled()
+
+
+# ---- unloading
+
+
+async def test_unload_returns_when_the_unit_is_gone() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        unit = await backend.units.get()
+        unit.may_go.clear()
+        unloading = asyncio.create_task(engine.unload(["a"]))
+        assert await unit.graces.get() == GRACE_S
+        assert engine.status("a").state is State.STOPPING
+        again = asyncio.create_task(engine.unload(["a"]))
+        await asyncio.sleep(0)
+        assert not unloading.done()
+        unit.may_go.set()
+        await unloading
+        assert backend.running == set()
+        await again
+
+
+async def test_unload_stops_only_what_it_is_told_to() -> None:
+    async with running(together(model("a"), model("b"), model("c"))) as (engine, backend):
+        for model_id in "abc":
+            await load(engine, model_id)
+        await engine.unload(["a"])
+        assert backend.running == {"b", "c"}
+        await engine.unload(["a"])
+        await engine.unload()
+        assert backend.running == set()
+
+
+async def test_unload_refuses_whoever_waits_and_aborts_the_load() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        clients = [asyncio.create_task(load(engine, "a")) for _ in range(2)]
+        unit = await backend.units.get()
+        await engine.unload(["a"])
+        for client in clients:
+            with pytest.raises(Unloaded):
+                await client
+        assert unit.graces.get_nowait() == ABORT_GRACE_S
+        assert backend.running == set()
+
+
+async def test_unload_of_everything_refuses_those_in_the_queue_too() -> None:
+    async with running(swapping(model("a"), model("b"))) as (engine, backend):
+        with engine.lease("a") as a, engine.lease("b") as b:
+            await a.granted()
+            await engine.unload()
+            with pytest.raises(Unloaded):
+                await b.granted()
+        assert backend.asked.qsize() == 1
+
+
+async def test_unload_cancels_a_start_that_systemd_has_not_done_yet() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        backend.held.add("a")
+        client = asyncio.create_task(load(engine, "a"))
+        await backend.asked.get()
+        await engine.unload()
+        assert backend.cancelled == ["a"]
+        with pytest.raises(Unloaded):
+            await client
+        backend.held.clear()
+        await load(engine, "a")
+
+
+async def test_a_request_during_a_stop_starts_the_model_after_it() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        unit = await backend.units.get()
+        unit.may_go.clear()
+        unloading = asyncio.create_task(engine.unload())
+        await unit.graces.get()
+        client = asyncio.create_task(load(engine, "a"))
+        await asyncio.sleep(0)
+        assert backend.asked.qsize() == 1
+        unit.may_go.set()
+        await unloading
+        await client
+        assert backend.asked.qsize() == 2
+
+
+# ---- ttl
+
+
+async def test_an_idle_model_is_unloaded_after_its_ttl(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(swapping(model("a", ttl=1))) as (engine, backend):
+        for _ in range(2):  # every time
+            await load(engine, "a")
+            unit = await backend.units.get()
+            assert await unit.graces.get() == GRACE_S
+            await until(engine, "a", State.STOPPED)
+    assert caplog.text.count("<a> Unloading model, TTL of 1s reached") == 2
+
+
+async def test_a_short_ttl_is_not_held_up_by_a_long_one_nor_by_a_model_in_use() -> None:
+    async with running(together(model("busy", ttl=1), model("long", ttl=1000), model("short", ttl=1))) as (engine, _):
+        with engine.lease("busy") as busy:
+            await busy.granted()
+            with engine.lease("short") as short:
+                await short.granted()
+                await load(engine, "long")
+            await until(engine, "short", State.STOPPED)
+            assert engine.status("busy").state is State.READY
+            assert engine.status("long").state is State.READY
+
+
+# ---- preload
+
+
+async def test_models_are_preloaded_one_after_the_other() -> None:
+    async with running(together(slow("a"), model("b", aliases=("bee",)))) as (engine, backend):
+        preloading = asyncio.create_task(engine.preload(["a", "unknown", "bee"]))
+        unit = await backend.units.get()
+        assert (unit.model.id, backend.asked.qsize()) == ("a", 1)
+        unit.is_up.set()
+        await preloading
+        assert backend.running == {"a", "b"}
+        assert counts(engine, "a") == counts(engine, "b") == (0, 0)
+
+
+async def test_a_preload_that_fails_is_logged_and_the_next_one_follows(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(together(model("a"), model("b"))) as (engine, backend):
+        backend.failures["a"] = StartError("no such program")
+        await engine.preload(["a", "b"])
+        assert "preloading model a failed: unspecific error: no such program" in caplog.text
+        assert backend.running == {"b"}
+
+
+# ---- the end
+
+
+async def test_close_stops_everything_within_the_grace_and_refuses_whoever_waits_or_comes() -> None:
+    async with running(together(model("ready"), slow("loading"), model("starting"), model("idle"))) as (
+        engine,
+        backend,
+    ):
+        await load(engine, "ready")
+        backend.held.add("starting")
+        clients = [asyncio.create_task(load(engine, model_id)) for model_id in ("loading", "starting")]
+        ready, loading = await backend.units.get(), await backend.units.get()
+        await engine.close(1.5)
+        assert ready.graces.get_nowait() == loading.graces.get_nowait() == 1.5
+        assert backend.running == set()
+        assert backend.cancelled == ["starting"]
+        for client in clients:
+            with pytest.raises(ShuttingDown):
+                await client
+        with pytest.raises(ShuttingDown), engine.lease("ready"):
+            pytest.fail("entered")
+        assert engine.status("idle").state is State.STOPPED
+
+
+async def test_close_returns_when_the_last_unit_is_gone() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        unit = await backend.units.get()
+        unit.may_go.clear()
+        closing = asyncio.create_task(engine.close(3))
+        await unit.graces.get()
+        assert not closing.done()
+        unit.may_go.set()
+        await closing
+        assert backend.running == set()
+
+
+async def unloaded(engine: Engine, unit: Unit) -> None:
+    unit.is_up.set()
+    await until(engine, "a", State.READY)
+    await engine.unload()
+
+
+async def failed(engine: Engine, unit: Unit) -> None:
+    unit.end(UnitResult("exit-code", 1, 3))
+    await asyncio.Event().wait()
+
+
+async def ended(engine: Engine, unit: Unit) -> None:
+    unit.is_up.set()
+    await until(engine, "a", State.READY)
+    unit.end(UnitResult("exit-code", 1, 3))
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("stop", "grace_s"), [(unloaded, GRACE_S), (ended, GRACE_S), (failed, FAILED_START_GRACE_S)])
+async def test_close_hurries_a_stop_that_was_given_longer(stop: Callable[[Engine, Unit], Any], grace_s: float) -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        client = asyncio.create_task(load(engine, "a"))
+        unit = await backend.units.get()
+        unit.may_go.clear()
+        unit.heeds_below_s = 3
+        stopping = asyncio.create_task(stop(engine, unit))
+        assert await unit.graces.get() == grace_s
+        await engine.close(2)
+        assert unit.graces.get_nowait() == 2
+        stopping.cancel()
+        await asyncio.gather(stopping, client, return_exceptions=True)
+
+
+async def test_close_gives_a_stop_under_way_no_more_time_than_it_had() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        unit = await backend.units.get()
+        unit.may_go.clear()
+        unloading = asyncio.create_task(engine.unload())
+        assert await unit.graces.get() == GRACE_S
+        closing = asyncio.create_task(engine.close(30))
+        assert await unit.graces.get() == GRACE_S
+        unit.may_go.set()
+        await closing
+        await unloading
+
+
+# ---- another configuration
+
+
+async def test_models_that_did_not_change_run_on_under_another_configuration() -> None:
+    async with running(together(model("a", macros={"x": 1}))) as (engine, backend):
+        with engine.lease("a") as lease:
+            await lease.granted()
+            unit = await backend.units.get()
+            engine.reconfigure(together(model("a", macros={"x": 2}), model("b")))
+            assert counts(engine, "a") == (1, 0)
+            await load(engine, "b")
+            assert unit.graces.empty()
+        assert backend.running == {"a", "b"}
+
+
+async def test_models_that_changed_are_stopped_and_start_as_they_are_now_defined() -> None:
+    async with running(swapping(model("a", cmd="old"))) as (engine, backend):
+        await load(engine, "a")
+        old = await backend.units.get()
+        old.may_go.clear()
+        engine.reconfigure(swapping(model("a", cmd="new", unload_timeout=3)))
+        assert await old.graces.get() == GRACE_S
+        client = asyncio.create_task(load(engine, "a"))
+        await asyncio.sleep(0)
+        assert backend.units.empty()
+        old.may_go.set()
+        await client
+        assert (await backend.units.get()).model.cmd == "new"
+
+
+async def test_whoever_waits_for_a_model_that_changes_is_refused() -> None:
+    async with running(swapping(slow("a", cmd="old"))) as (engine, _):
+        with engine.lease("a") as lease:
+            engine.reconfigure(swapping(slow("a", cmd="new")))
+            with pytest.raises(Unloaded):
+                await lease.granted()
+
+
+async def test_models_that_are_removed_are_stopped_and_no_longer_listed() -> None:
+    async with running(together(model("a"), model("b"))) as (engine, backend):
+        with engine.lease("a") as lease:
+            await lease.granted()
+            unit = await backend.units.get()
+            engine.reconfigure(together(model("b")))
+            assert [status.model.id for status in engine.statuses()] == ["b"]
+            with pytest.raises(KeyError):
+                engine.lease("a")
+            assert await unit.graces.get() == GRACE_S
+        await load(engine, "b")
+        assert backend.running == {"b"}
+
+
+async def test_another_configuration_brings_its_groups_along() -> None:
+    async with running(together(model("a"), model("b"))) as (engine, backend):
+        await load(engine, "a")
+        engine.reconfigure(swapping(model("a"), model("b")))
+        await load(engine, "b")
+        assert backend.running == {"b"}
+
+
+# ---- listings
+
+
+async def test_every_change_of_state_is_announced_once_it_can_be_seen() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        seen: list[State] = []
+        engine.on_change(lambda: seen.append(engine.status("a").state))
+        client = asyncio.create_task(load(engine, "a"))
+        (await backend.units.get()).is_up.set()
+        await client
+        await engine.unload()
+        engine.reconfigure(swapping(slow("a")))
+        assert list(dict.fromkeys(seen)) == [State.STARTING, State.READY, State.STOPPING, State.STOPPED]
+        assert seen[-2:] == [State.STOPPED] * 2  # a new configuration is a change too
+
+
+async def test_statuses_tell_of_every_model_in_order() -> None:
+    async with running(swapping(model("a"), model("b"))) as (engine, _):
+        with engine.lease("a") as a, engine.lease("b"):
+            await a.granted()
+            told = [(s.model.id, s.state, s.unit, s.pid, s.in_flight, s.waiting) for s in engine.statuses()]
+            assert told == [
+                ("a", State.READY, "llamaswapd-model-a.service", 4711, 1, 0),
+                ("b", State.STOPPED, "", 0, 0, 1),
+            ]
+
+
+async def test_logs_are_those_of_the_backend() -> None:
+    async with running(swapping(model("a"))) as (engine, _):
+        assert [line async for line in engine.logs({"a"}, 10)] == [("a", "{'a'} 10")]
