@@ -4,6 +4,8 @@
 PYTHON ?=
 ARGS ?=
 BIN := .venv/bin
+# Its folders stay behind for a look; not in /tmp.
+PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
 .PHONY: demo test check testbed clean setup
 
@@ -12,7 +14,7 @@ demo:
 	@$(BIN)/python tests/demo.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not testbed" $(ARGS)
+	$(PYTEST) -m "not testbed" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check
@@ -22,10 +24,10 @@ check: setup
 
 # The same program on Debian 12 and 13 with systemd as PID 1, and in a machine with real cgroup controllers.
 testbed: setup
-	$(BIN)/python -m pytest -m testbed $(ARGS)
+	$(PYTEST) -m testbed $(ARGS)
 
 setup:
 	@tests/setup dev "$(PYTHON)"
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .pytest_tmp .hypothesis

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -90,7 +91,9 @@ UNIT_REMOVED = ("UnitRemoved", "so", [UNIT, PATH])
 
 @pytest.fixture
 async def bus() -> AsyncIterator[Bus]:
-    argv = ("dbus-daemon", "--session", "--nofork", "--print-address", "--nopidfile")
+    # An abstract socket: the default is a file in /tmp, which stays there.
+    address = f"--address=unix:abstract=llamaswapd-test-{secrets.token_hex(8)}"
+    argv = ("dbus-daemon", "--session", "--nofork", "--print-address", "--nopidfile", address)
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     assert process.stdout
     bus = Bus(process, (await process.stdout.readline()).decode().strip())
