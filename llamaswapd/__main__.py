@@ -10,11 +10,11 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 from llamaswapd import __version__
-from llamaswapd.config.load import Loaded, load
+from llamaswapd.config.load import load
 from llamaswapd.errors import ConfigError, Error, UsageError
 
 USAGE = """\
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(arguments: Sequence[str]) -> int:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
-    options, _ignored = flag_parser().parse_known_args(plain_booleans(arguments))
-    unknown = [argument for argument in _ignored if argument.startswith("-") and argument != "-"]
+    options, rest = flag_parser().parse_known_args(plain_booleans(arguments))
+    unknown = [argument for argument in rest if argument.startswith("-") and argument != "-"]
     if unknown:
         flag_parser().error(f"flag provided but not defined: {unknown[0]}")
     if options.version:
@@ -81,19 +81,17 @@ def check(arguments: Sequence[str]) -> int:
             print(f"warning: {warning}")
         for problem in error.problems:
             print(f"error: {problem}")
-        count = len(error.problems)
-        print(f"not usable: {count} problem{'s' if count > 1 else ''}")
+        print(f"not usable: {counted(error.problems, 'problem')}")
         return 1
     for warning in loaded.warnings:
         print(f"warning: {warning}")
-    models = len(loaded.config.models)
-    print(f"usable: {models} model{'' if models == 1 else 's'}" + _count_warnings(loaded))
+    models, warnings = counted(loaded.config.models, "model"), counted(loaded.warnings, "warning")
+    print(f"usable: {models}, {warnings}" if loaded.warnings else f"usable: {models}")
     return 0
 
 
-def _count_warnings(loaded: Loaded) -> str:
-    count = len(loaded.warnings)
-    return f", {count} warning{'s' if count > 1 else ''}" if count else ""
+def counted(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def units(arguments: Sequence[str]) -> int:
@@ -107,8 +105,10 @@ def units(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     from llamaswapd.systemd.connect import dry_host
-    from llamaswapd.systemd.unit import build, to_unit_file
+    from llamaswapd.systemd.unit import build, check_instance, to_unit_file
 
+    if options.instance:
+        check_instance(options.instance)
     config = load(options.config, options.config_dir).config
     host = asyncio.run(dry_host(options.manager or config.manager, options.instance))
     for number, name in enumerate(options.model or config.models):

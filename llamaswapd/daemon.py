@@ -14,7 +14,6 @@ import signal
 import socket
 import ssl
 import sys
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from llamaswapd.config.load import load, sources
 from llamaswapd.config.schema import Config
 from llamaswapd.engine import Engine
-from llamaswapd.errors import ConfigError, UsageError
+from llamaswapd.errors import BusLost, ConfigError, UsageError
 from llamaswapd.http.app import FrontEnd
 from llamaswapd.observe import LineFormat, Observer
 from llamaswapd.systemd import service
@@ -60,6 +59,16 @@ class Options:
             log.warning("%s", warning)
         return loaded.config
 
+    def file_times(self) -> dict[Path, tuple[int, int]]:
+        """Return when each file of the configuration was last changed, and its size; without those that are gone."""
+        times = {}
+        with contextlib.suppress(ConfigError):  # the directory has gone, or holds no file: it may come back
+            for path in sources(self.files, self.config_dir):
+                with contextlib.suppress(OSError):
+                    stat = path.stat()
+                    times[path] = (stat.st_mtime_ns, stat.st_size)
+        return times
+
 
 async def run(options: Options) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
@@ -74,16 +83,17 @@ async def run(options: Options) -> int:
             stack.callback(listener.close)
         tls = tls_context(options.tls)
         notify = service.Notifier()
+        stack.callback(notify.close)
         runtime_dir = stack.enter_context(service.runtime_directory(options.instance))
         stack.enter_context(service.instance_lock(runtime_dir))
         backend = await stack.enter_async_context(
             connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
         )
-        for unit in await backend.clear():
-            log.warning("stopped %s, left over from an earlier run", unit)
         engine = Engine(config, backend)
         daemon = Daemon(options, engine, observer, notify)
         backend.manager.on_lost = daemon.lose_bus
+        for unit in await backend.clear():
+            log.warning("stopped %s, left over from an earlier run", unit)
         await daemon.run(listeners, tls)
     return 0
 
@@ -116,23 +126,24 @@ class Daemon:
             print_logs=self._print_models_logs(),
         ):
             await self._stop.wait()
-        await self._shut_down(listeners)
+        await self._shut_down()
 
-    async def _shut_down(self, listeners: Sequence[socket.socket]) -> None:
-        deadline = time.monotonic() + SHUTDOWN_BUDGET_S
-        forced = asyncio.get_running_loop().call_later(FORCED_EXIT_AFTER_S, os._exit, 1)
+    async def _shut_down(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + SHUTDOWN_BUDGET_S
+        forced = loop.call_later(FORCED_EXIT_AFTER_S, os._exit, 1)
         log.info("stopping: no new connections, waiting for requests in flight")
         self._notify.stopping()
         self._front.stop_accepting()
         self._front.close_streams()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+            async with asyncio.timeout_at(deadline):
                 await self._front.drained()
-        await self._engine.close(max(deadline - time.monotonic(), LEAST_GRACE_S))
+        await self._engine.close(max(deadline - loop.time(), LEAST_GRACE_S))
         await self._front.close()
         forced.cancel()
         if self._bus_lost:
-            raise UsageError("the connection to systemd's bus was lost; start llamaswapd again")
+            raise BusLost("the connection to systemd's bus was lost; start llamaswapd again")
         log.info("stopped")
 
     # ---- what goes on beside the requests
@@ -156,21 +167,13 @@ class Daemon:
         """Reload when a file changed, came or went. Looking is what works for bind mounts and symlinks alike."""
         if not self._options.watch_config:
             return
-        seen = await asyncio.to_thread(self._file_times)
+        seen = await asyncio.to_thread(self._options.file_times)
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            now = await asyncio.to_thread(self._file_times)
+            now = await asyncio.to_thread(self._options.file_times)
             if now != seen and len(now) >= len(seen):  # a vanished file does not count, its return does
                 self._reload()
             seen = now
-
-    def _file_times(self) -> dict[Path, tuple[int, int]]:
-        times = {}
-        for path in sources(self._options.files, self._options.config_dir):
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                times[path] = (stat.st_mtime_ns, stat.st_size)
-        return times
 
     def _reload(self) -> None:
         if self._stop.is_set():

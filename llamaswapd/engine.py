@@ -81,18 +81,12 @@ class Backend(Protocol):
         Raises StartError when it cannot be executed (the unit is gone again then), UnitError when systemd refuses.
         """
 
-    async def clear(self) -> list[str]:
-        """Stop every unit that an earlier daemon of this instance left running; return their names."""
-
     def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
         """Yield (model id, line) from the journal: the end of the history, then live, until the caller leaves.
 
         `models` None means all of them. At most `history_bytes` of history, whole lines, oldest first; 0: live only.
         Yields ("", "") once, between the history and the live lines.
         """
-
-    async def close(self) -> None:
-        """Let go of the bus."""
 
 
 @dataclass(frozen=True)
@@ -257,10 +251,8 @@ class Engine:
 
         Requests in flight are cut, requests that wait are refused with Unloaded.
         """
-        models = list(self._runs) if model_ids is None else list(model_ids)
-        self._perform(
-            self._scheduler.unload(list(self.config.models) if model_ids is None else models, time.monotonic())
-        )
+        models = list(self.config.models) if model_ids is None else model_ids
+        self._perform(self._scheduler.unload(models, time.monotonic()))
         await self._gone(models)
 
     def reconfigure(self, config: Config) -> None:
@@ -382,11 +374,12 @@ class Engine:
         if run.unit is not None:
             await self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
         del self._runs[model_id]
+        if error is not None:
+            log.warning("<%s> %s", model_id, error)
         now = time.monotonic()
         if error is None or run.stop_ordered.is_set():
             self._perform(self._scheduler.gone(model_id, now))
         else:
-            log.warning("<%s> %s", model_id, error)
             self._perform(self._scheduler.failed(model_id, error, now))
         self._changed()
 

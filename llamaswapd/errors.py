@@ -182,15 +182,6 @@ class ShuttingDown(Error):
         super().__init__("unspecific error: group is shutting down")
 
 
-class NotReady(Error):
-    """The model stopped between admission and forwarding."""
-
-    status = 503
-
-    def __init__(self, model: str) -> None:
-        super().__init__(f"[{model}] process is not ready")
-
-
 # ---- the model's server misbehaves ---------------------------------------------------------------------------------
 
 

@@ -36,6 +36,8 @@ from daemon_support import (
     write,
 )
 
+from llamaswapd.daemon import Options
+
 pytestmark = [pytest.mark.private, pytest.mark.usefixtures("private")]
 
 A, B = "llamaswapd-it-model-a.service", "llamaswapd-it-model-b.service"
@@ -708,6 +710,15 @@ async def test_a_file_that_is_watched_is_reloaded_when_it_changes(folder: Path) 
         write(folder / "new", {**config, "models": {"a": model(), "b": model()}}).replace(folder / "it.yaml")
         await it.logged("configuration reloaded")
         assert (await it.chat("b")).status == 200
+
+
+def test_a_directory_that_is_watched_may_vanish_for_a_moment(folder: Path) -> None:
+    options = Options((), folder / "conf.d", "", None, watch_config=True, manager=None, instance="")
+    assert options.file_times() == {}
+    (folder / "conf.d").mkdir()
+    assert options.file_times() == {}
+    write(folder / "conf.d" / "a.yaml", {})
+    assert [*options.file_times()] == [folder / "conf.d" / "a.yaml"]
 
 
 # ---- a daemon that was killed

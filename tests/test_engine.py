@@ -97,14 +97,8 @@ class Backend:
         self.units.put_nowait(unit)
         return unit
 
-    async def clear(self) -> list[str]:
-        return []
-
     async def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
         yield "a", f"{models} {history_bytes}"
-
-    async def close(self) -> None:
-        pass
 
 
 def model(model_id: str, **settings: Any) -> ModelConfig:
