@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +25,8 @@ LOG_LINES = 10  # shown when a start fails
 LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
+FAILED_START_GRACE_S = 5.0  # from SIGTERM to SIGKILL when a start fails or is given up (llama-swap)
+
 NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
 LEFTOVER_GRACE_S = 10.0  # for a unit without a time limit of its own
 
@@ -33,21 +34,12 @@ LEFTOVER_GRACE_S = 10.0  # for a unit without a time limit of its own
 class SystemdBackend:
     """Starts and finds the units of one instance. Never touches those of another."""
 
-    def __init__(
-        self, manager: Manager, instance: str, cgroup_root: Path, journal: Journal, environment: Mapping[str, str]
-    ) -> None:
-        """Take over `manager`, see `close`.
-
-        `cgroup_root` is the directory below which its units have their ControlGroup, `environment` what models inherit.
-        """
+    def __init__(self, manager: Manager, host: unit.Host, cgroup_root: Path, journal: Journal) -> None:
+        """Below the directory `cgroup_root` the manager's units have their ControlGroup."""
         self.manager = manager
-        self._instance = instance
+        self._host = host
         self._cgroup_root = cgroup_root
         self._journal = journal
-        directory = os.getcwd()
-        self._host = unit.Host(
-            manager.version, directory, instance, environment, lambda name: program.find(name, directory)
-        )
 
     async def start(self, model: ModelConfig) -> RunningUnit:
         """Start the model's unit; return once its program has been executed.
@@ -72,7 +64,7 @@ class SystemdBackend:
 
     async def clear(self) -> list[str]:
         """Stop every unit that an earlier daemon of this instance left running; return their names."""
-        names = await self.manager.list_units(unit.pattern(self._instance))
+        names = await self.manager.list_units(unit.pattern(self._host.instance))
         await asyncio.gather(*(self._remove_leftover(name) for name in names))
         return names
 
@@ -80,23 +72,19 @@ class SystemdBackend:
         """Yield (model id, line) from the journal: the end of the history, ("", ""), then live lines."""
         return self._journal.follow(models, history_bytes)
 
-    async def close(self) -> None:
-        """Let go of the bus."""
-        await self.manager.close()
-
     async def _start(self, spec: unit.UnitSpec, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
-        limit_s, grace_s = float(model.health_check_timeout), float(model.unload_timeout)
+        limit_s = float(model.health_check_timeout)
         running = self._unit(spec.name, words[0])
         try:
-            return running, await running.start(spec.properties, limit_s, grace_s)
+            return running, await running.start(spec.properties, limit_s, FAILED_START_GRACE_S)
         except Refused as error:
             if error.name != UNIT_EXISTS:
                 raise
         # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody knows of any
         # more, stands in for the model and has to go.
-        await self._remove(spec.name, grace_s)
+        await self._remove(spec.name, float(model.unload_timeout))
         running = self._unit(spec.name, words[0])
-        return running, await running.start(spec.properties, limit_s, grace_s)
+        return running, await running.start(spec.properties, limit_s, FAILED_START_GRACE_S)
 
     def _unit(self, name: str, program_name: str = "") -> RunningUnit:
         return RunningUnit(self.manager, name, unit.object_path(name), self._cgroup_root, self._journal, program_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +20,6 @@ Wanted = Literal["auto", "system", "user", "private"]
 
 NEWEST = 9999  # a systemd that knows every setting
 
-# What we were given for ourselves alone.
-OURS = frozenset({"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID"})
-
 
 @asynccontextmanager
 async def connect(
@@ -34,35 +31,28 @@ async def connect(
     what is missing and the remedy.
     """
     scope = await choose_scope(wanted)
-    if scope == "private":
-        private = await PrivateManager.start(runtime_dir / "private")
-        try:
-            manager = await Manager.connect(scope, private.bus_address)
-            log_of = Journal(scope, instance, private.journal_dir, model_ids)
-            async with _backend(manager, instance, private.cgroup_root, log_of) as backend:
-                yield backend
-        finally:
-            await private.stop()
-        return
-    manager = await Manager.connect(scope)
-    async with _backend(manager, instance, cgroup_root(), Journal(scope, instance, None, model_ids)) as backend:
-        yield backend
-
-
-@asynccontextmanager
-async def _backend(manager: Manager, instance: str, cgroups: Path, log_of: Journal) -> AsyncIterator[SystemdBackend]:
-    backend = SystemdBackend(manager, instance, cgroups, log_of, environment(manager.scope))
-    try:
-        yield backend
-    finally:
-        await backend.close()
+    async with AsyncExitStack() as stack:
+        if scope == "private":
+            private = await PrivateManager.start(runtime_dir / "private")
+            stack.push_async_callback(private.stop)
+            address, cgroups, journal = private.bus_address, private.cgroup_root, private.journal_dir
+        else:
+            address, cgroups, journal = "", cgroup_root(), None
+        manager = await Manager.connect(scope, address)
+        stack.push_async_callback(manager.close)
+        yield SystemdBackend(
+            manager, _host(scope, manager.version, instance), cgroups, Journal(scope, instance, journal, model_ids)
+        )
 
 
 async def dry_host(wanted: Wanted, instance: str) -> Host:
     """Return what units would take from this machine, without a connection: for printing them."""
-    scope = await choose_scope(wanted)
+    return _host(await choose_scope(wanted), NEWEST, instance)
+
+
+def _host(scope: Scope, version: int, instance: str) -> Host:
     directory = os.getcwd()
-    return Host(NEWEST, directory, instance, environment(scope), lambda name: program.find(name, directory))
+    return Host(version, directory, instance, environment(scope), lambda name: program.find(name, directory))
 
 
 def environment(scope: Scope, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -75,7 +65,7 @@ def environment(scope: Scope, environ: Mapping[str, str] = os.environ) -> dict[s
         return {name: environ[name] for name in ("PATH",) if name in environ}
     if scope == "private":
         return {}
-    return {name: value for name, value in environ.items() if name not in OURS and not name.startswith("LISTEN_")}
+    return dict(environ)
 
 
 def cgroup_root() -> Path:

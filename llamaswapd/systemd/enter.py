@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llamaswapd.errors import UsageError
+from llamaswapd.systemd.private_init import own_unit
 
 
 def inside(runtime_dir: Path, command: Sequence[str]) -> list[str]:
@@ -19,9 +20,9 @@ def inside(runtime_dir: Path, command: Sequence[str]) -> list[str]:
     uid = os.getuid()
     try:
         cgroup = Path((runtime_dir / "private" / "cgroup").read_text())
-        procs = next(cgroup.rglob("init.scope")) / "cgroup.procs"  # where systemd itself runs
+        procs = cgroup / own_unit() / "init.scope" / "cgroup.procs"  # where systemd itself runs
         pid = procs.read_text().split()[0]
-    except (OSError, IndexError, StopIteration):
+    except (OSError, IndexError):
         raise UsageError(
             f"no private manager runs for {runtime_dir}; is the daemon up, and of the same -instance?"
         ) from None

@@ -24,7 +24,7 @@ from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Literal
 
-from llamaswapd.errors import ManagerUnavailable, UnitError
+from llamaswapd.errors import Error, ManagerUnavailable, UnitError
 from llamaswapd.systemd.unit import model_id_of, slice_name, unit_name
 
 LOCAL_ONLY = 1  # SD_JOURNAL_LOCAL_ONLY, sd_journal_open(3)
@@ -55,13 +55,17 @@ class Reader:
                 f"cannot open the journal{f' in {directory}' if directory else ''}: {os.strerror(-opened)}"
             )
         self._handle = handle
-        if not directory and not self._call("has_runtime_files") and not self._call("has_persistent_files"):
+        try:
+            if not directory and not self._call("has_runtime_files") and not self._call("has_persistent_files"):
+                raise ManagerUnavailable(
+                    "no journal can be read; add the user to the group systemd-journal, and see that systemd-journald "
+                    "runs"
+                )
+            self._call("set_data_threshold", ctypes.c_size_t(0))  # whole lines, however long
+            self._call("get_fd")  # from here on `process` notices files that come and go
+        except Error:  # of inotify there is little: fs.inotify.max_user_instances
             self.close()
-            raise ManagerUnavailable(
-                "no journal can be read; add the user to the group systemd-journal, and see that systemd-journald runs"
-            )
-        self._call("set_data_threshold", ctypes.c_size_t(0))  # whole lines, however long
-        self._call("get_fd")  # from here on `process` notices files that come and go
+            raise
 
     def match_any(self, matches: Iterable[Match]) -> None:
         """Show only entries that have every field of at least one of the matches."""

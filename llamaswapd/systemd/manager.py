@@ -132,9 +132,11 @@ class Manager:
         manager._lost = asyncio.create_task(manager._wait_until_lost(), name=f"bus of the {scope} manager")
         try:
             await manager._greet()
-        except UnitError as error:
+        except BaseException as error:  # cancelled, too
             await manager.close()
-            raise ManagerUnavailable(f"no systemd answers on the bus {address}: {error}") from error
+            if isinstance(error, UnitError):
+                raise ManagerUnavailable(f"no systemd answers on the bus {address}: {error}") from error
+            raise
         return manager
 
     async def close(self) -> None:
@@ -216,6 +218,8 @@ class Manager:
             # `systemctl daemon-reload` has every unit removed and made anew, whether it runs or not.
             self._is_reloading = message.body[0]
             if not self._is_reloading:
+                if self._recheck:
+                    self._recheck.cancel()  # what it had not come to yet, the next one sees
                 self._recheck = asyncio.create_task(self._find_removed(), name="units gone while systemd reloaded")
 
     async def _find_removed(self) -> None:

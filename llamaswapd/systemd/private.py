@@ -34,6 +34,7 @@ from pathlib import Path
 
 from llamaswapd.errors import ManagerUnavailable
 from llamaswapd.systemd.private_init import REPORT_FD, own_unit
+from llamaswapd.systemd.unit import PER_UNIT
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,6 @@ SUN_PATH_MAX = 107  # unix(7), without the final NUL
 
 SYSTEMD_DIRS = ("/usr/lib/systemd", "/lib/systemd")
 PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
-
-# Set for us alone by whoever started the daemon; models inherit everything else.
-NOT_INHERITED = frozenset({"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID"})
-NOT_INHERITED_PREFIXES = ("LISTEN_", "WATCHDOG_")
 
 # The only units that it loads, beside models and their drop-ins: no default.target or sockets.target, to which a
 # machine's own user services are attached. systemd.special(7) has those that systemd itself asks for by name; it
@@ -289,11 +286,7 @@ class PrivateManager:
         """
         script = Path(__file__).with_name("private_init.py")
         argv = [sys.executable, "-I", "-S", str(script), str(self.runtime_dir), str(self.cgroup_root), programs.systemd]
-        inherited = {
-            name: value
-            for name, value in environ.items()
-            if name not in NOT_INHERITED and not name.startswith(NOT_INHERITED_PREFIXES)
-        }
+        inherited = {name: value for name, value in environ.items() if name not in PER_UNIT}  # models inherit it, too
         reading, writing = os.pipe()
         files = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -92,11 +92,13 @@ def runtime_directory(instance: str) -> Iterator[Path]:
     """Yield `runtime_path`, made for its user only; remove it again, and the one above if it is ours, when empty."""
     directory = runtime_path(instance)
     is_ours = not directory.parent.exists() or not os.environ.get("RUNTIME_DIRECTORY")
+    remedy = "set $RUNTIME_DIRECTORY to a directory that is yours"
     try:
         for path in (directory.parent, directory):
             path.mkdir(mode=0o700, exist_ok=True)
+            if path.lstat().st_uid not in (0, os.geteuid()):  # who owns it could put what they like in our place
+                raise UsageError(f"the runtime directory {path} belongs to another user; {remedy}")
     except OSError as error:
-        remedy = "set $RUNTIME_DIRECTORY to a directory that is yours"
         raise UsageError(f"cannot make the runtime directory {directory}: {error.strerror}; {remedy}") from error
     try:
         yield directory
@@ -116,7 +118,7 @@ def instance_lock(runtime_dir: Path) -> Iterator[None]:
         os.write(lock, f"{os.getpid()}\n".encode())
         yield
     finally:
-        path.unlink()  # while it is still ours
+        path.unlink(missing_ok=True)  # while it is still ours
         os.close(lock)
 
 
@@ -130,6 +132,7 @@ def _lock(path: Path) -> int:
                 return lock
         except BlockingIOError:
             other = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
             raise UsageError(
                 f"another llamaswapd of this instance is running, pid {other} (lock {path}); "
                 "stop it, or give this one a name of its own with --instance"

@@ -195,15 +195,15 @@ def _inherited(environment: Mapping[str, str]) -> list[str]:
 
     Not what systemd sets for each unit anew: the daemon's own would win over it.
     """
-    entries = (f"{name}={value}" for name, value in sorted(environment.items()) if name not in _PER_UNIT)
+    entries = (f"{name}={value}" for name, value in sorted(environment.items()) if name not in PER_UNIT)
     return [entry for entry in entries if is_assignment(entry)]
 
 
 # systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager", those that belong to one unit.
-_PER_UNIT = frozenset(
+PER_UNIT = frozenset(
     """
     CACHE_DIRECTORY CONFIGURATION_DIRECTORY CREDENTIALS_DIRECTORY EXIT_CODE EXIT_STATUS FDSTORE INVOCATION_ID
-    JOURNAL_STREAM LISTEN_FDNAMES LISTEN_FDS LISTEN_PID LOGS_DIRECTORY LOG_NAMESPACE MAINPID MANAGERPID
+    JOURNAL_STREAM LISTEN_FDNAMES LISTEN_FDS LISTEN_PID LISTEN_PIDFDID LOGS_DIRECTORY LOG_NAMESPACE MAINPID MANAGERPID
     MEMORY_PRESSURE_WATCH MEMORY_PRESSURE_WRITE NOTIFY_SOCKET RUNTIME_DIRECTORY SERVICE_RESULT STATE_DIRECTORY
     SYSTEMD_EXEC_PID TRIGGER_PATH TRIGGER_UNIT WATCHDOG_PID WATCHDOG_USEC
     """.split()  # noqa: SIM905 - a list that long reads better as text

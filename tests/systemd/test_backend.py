@@ -16,13 +16,20 @@ import pytest
 
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import StartError
+from llamaswapd.systemd import backend as module
+from llamaswapd.systemd import program
 from llamaswapd.systemd.backend import SystemdBackend
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager
+from llamaswapd.systemd.unit import Host
 
 pytestmark = pytest.mark.private
 
 Connect = Callable[[str], AbstractAsyncContextManager[SystemdBackend]]
+
+
+def host(manager: Manager, instance: str) -> Host:
+    return Host(manager.version, os.getcwd(), instance, find=lambda name: program.find(name, os.getcwd()))
 
 
 @pytest.fixture
@@ -33,10 +40,10 @@ def connect(private: Any) -> Connect:
     async def connect(instance: str) -> AsyncIterator[SystemdBackend]:
         manager = await Manager.connect("private", private.bus_address)
         journal = Journal("private", instance, private.journal_dir)
-        backend = SystemdBackend(manager, instance, private.cgroup_root, journal, {})
+        backend = SystemdBackend(manager, host(manager, instance), private.cgroup_root, journal)
         yield backend
         await backend.clear()
-        await backend.close()
+        await manager.close()
 
     return connect
 
@@ -115,6 +122,21 @@ async def test_a_model_that_is_gone_at_once_says_so(backend: SystemdBackend) -> 
         assert await unit.last_lines(5) == ["no weights"]
 
 
+async def test_a_start_that_is_given_up_does_not_get_the_time_of_an_unload(
+    backend: SystemdBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FAILED_START_GRACE_S", 0.05)
+    os.mkfifo(tmp_path / "fifo")
+    deaf = shell("trap '' TERM; echo >$0; while :; do sleep 0.05; done", str(tmp_path / "fifo"))
+    never_ready = model(deaf, unload_timeout=600, systemd={"Type": ("notify",)})
+    starting = asyncio.create_task(backend.start(never_ready))
+    await asyncio.to_thread((tmp_path / "fifo").read_text)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert await backend.clear() == []
+
+
 async def test_a_port_that_somebody_has_is_named_before_the_start(backend: SystemdBackend) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -156,7 +178,7 @@ async def test_a_cleared_instance_has_no_units_and_others_keep_theirs(
 async def test_the_units_of_a_daemon_that_died_are_cleared_by_the_next(connect: Connect, private: Any) -> None:
     dead = await Manager.connect("private", private.bus_address)
     journal = Journal("private", "t", private.journal_dir)
-    unit = await SystemdBackend(dead, "t", private.cgroup_root, journal, {}).start(model())
+    unit = await SystemdBackend(dead, host(dead, "t"), private.cgroup_root, journal).start(model())
     await dead.close()
     assert is_alive(unit.pid)
     async with connect("t") as backend:

@@ -206,6 +206,19 @@ async def test_a_bus_without_systemd_is_no_manager(bus: Bus) -> None:
         await Manager.connect("private", bus.address)
 
 
+async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
+    def is_connected() -> bool:
+        return any(task.get_name() == "bus of the user manager" for task in asyncio.all_tasks())
+
+    connecting = asyncio.create_task(Manager.connect("user", bus.address))  # waits for a systemd to join the bus
+    while not is_connected():  # noqa: ASYNC110, nothing tells of it
+        await asyncio.sleep(0)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert not is_connected()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_bus_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManagerUnavailable, match=f"unix:path={tmp_path}/none"):

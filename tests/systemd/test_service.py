@@ -133,6 +133,17 @@ def test_a_runtime_directory_that_cannot_be_made_is_named(tmp_path: Path, monkey
         pass
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory away takes root")
+def test_a_runtime_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = tmp_path / "run"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(theirs))
+    with pytest.raises(UsageError, match="/run belongs to another user"), service.runtime_directory(""):
+        pass
+    assert not list(theirs.iterdir())
+
+
 def test_a_second_daemon_of_an_instance_is_refused_and_told_the_pid(tmp_path: Path) -> None:
     with (
         service.instance_lock(tmp_path),
