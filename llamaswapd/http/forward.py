@@ -19,6 +19,11 @@ NOT_FORWARDED = frozenset((
 KEY_HEADERS = {b"authorization": "Authorization", b"x-api-key": "x-api-key"}
 
 
+def target_of(request: web.BaseRequest) -> str:
+    """Return path and query as the client wrote them, also when it wrote a whole URL (RFC 9112 section 3.2.2)."""
+    return request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+
+
 def request_head(
     request: web.BaseRequest, target: str, length: int | None, api_keys: tuple[str, ...], default_host: str
 ) -> bytes:
@@ -47,6 +52,8 @@ def request_head(
         forwarded_for.append(request.remote.encode())
     if forwarded_for:
         lines.append(b"X-Forwarded-For: " + b", ".join(forwarded_for))
+    if "trailers" in request.headers.get("TE", "").lower():  # they are passed on
+        lines.append(b"TE: trailers")
     if length is None:
         lines.append(b"Transfer-Encoding: chunked")
     elif length or request.method in ("POST", "PUT", "PATCH"):

@@ -19,7 +19,7 @@ from llamaswapd.engine import Engine, Lease
 from llamaswapd.errors import Error, RequestError, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
 from llamaswapd.http.body import Body
-from llamaswapd.http.forward import request_head
+from llamaswapd.http.forward import request_head, target_of
 from llamaswapd.http.loading import show_loading
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.server import cancelled_if_gone
@@ -47,7 +47,8 @@ class Proxy:
     async def model_request(self, request: web.Request) -> web.StreamResponse:
         """Answer a request that names its model in body or query."""
         with cancelled_if_gone(request), Body(request) as body:
-            path, _, query = request.raw_path.partition("?")
+            target = target_of(request)
+            path, _, query = target.partition("?")
             reader = routing.reader(request.method, request.headers.get("Content-Type", ""), query)
             name = await _find_name(reader, body)
             model = routing.target(self._engine.config, name)
@@ -59,12 +60,12 @@ class Proxy:
                     if reader.stream and path.startswith(LOADING_PATH) and self._shows_loading(model):
                         return await self._answer_while_loading(request, relay, lease, body)
                     await lease.granted()
-                await self._forward(request, relay, lease, body, routing.forwarded_path(request.raw_path))
+                await self._forward(request, relay, lease, body, routing.forwarded_path(target))
                 return relay.response()
 
     async def upstream_request(self, request: web.Request) -> web.StreamResponse:
         """Answer `/upstream/{model}/{path}`: any request, passed on as it is to the model in its path."""
-        path, mark, query = request.raw_path.partition("?")
+        path, mark, query = target_of(request).partition("?")
         model, rest = routing.split_upstream(self._engine.config, path)
         if rest is None:
             return redirect(301 if request.method in ("GET", "HEAD") else 308, f"{path}/{mark}{query}")
@@ -100,7 +101,7 @@ class Proxy:
         relay.begin_stream()
         try:
             await show_loading(lease, relay.send_event)
-            await self._forward(request, relay, lease, body, request.raw_path)
+            await self._forward(request, relay, lease, body, target_of(request))
         except Error as error:
             relay.send_event(envelope(error.status, str(error)))
             relay.end_stream()

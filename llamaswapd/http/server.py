@@ -13,16 +13,20 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from llamaswapd.errors import envelope
 
 HEAD_TIMEOUT_S = 30.0  # a new connection must have sent a whole request head by then
 KEEPALIVE_S = 75.0  # an idle connection is kept this long; also bounds the heads after the first
 HEADER_LIMIT = 64 * 1024  # bytes of the request line and of each header field
+HEAD_LIMIT = 256 * 1024  # bytes of a whole request head; aiohttp 3.8 takes any number of fields
+PIPELINE_LIMIT = 64  # requests that wait on one connection for the answers before theirs; aiohttp 3.8 takes any number
 LINGER_S = 2.0  # how long a refused client may go on sending before its connection is closed
 BACKLOG = 1024
 
@@ -37,7 +41,7 @@ class Connection(web.RequestHandler):
     handlers neither in all its versions.
     """
 
-    __slots__ = ("_head_timer", "_refused", "is_writable", "on_gone", "on_writable")
+    __slots__ = ("_body", "_head_bytes", "_head_timer", "_refused", "is_writable", "on_gone", "on_writable")
 
     def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(manager, loop=loop, **options)
@@ -46,16 +50,32 @@ class Connection(web.RequestHandler):
         self.on_writable: Callable[[bool], object] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused: asyncio.Future[None] | None = None
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the newest request
+        self._head_bytes = 0  # of a head that is not complete
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._head_timer = self._loop.call_later(HEAD_TIMEOUT_S, self._drop_slow_head)
         super().connection_made(transport)  # sets TCP_NODELAY
 
     def data_received(self, data: bytes) -> None:
-        if self._refused is not None:
+        if self._refused is not None or self._head_bytes > HEAD_LIMIT:
             return
+        requests, is_of_body = self._request_count, not self._body.is_eof() or self._payload_parser is not None
         super().data_received(data)
-        if self._head_timer is not None and self._request_count:
+        if self._request_count != requests:
+            self._body = self._messages[-1][1]
+            self._head_bytes = 0
+            self._cancel_head_timer()
+            if len(self._messages) > PIPELINE_LIMIT:
+                log.debug("Dropped a client that sent %d requests at once", len(self._messages))
+                self.force_close()
+        elif not is_of_body:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_LIMIT:
+                super().data_received(b"\r\n\0\r\n")  # not HTTP: has aiohttp call `handle_error` when it is its turn
+
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
@@ -81,9 +101,7 @@ class Connection(web.RequestHandler):
         self._leave()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._cancel_head_timer()
         self._leave()
         task = self._task_handler
         super().connection_lost(exc)
@@ -108,6 +126,8 @@ class Connection(web.RequestHandler):
         if isinstance(exc, HttpProcessingError):
             status = 431 if isinstance(exc, LineTooLong) else status
             message = _first_line(exc.message) or "bad request"
+            if self._head_bytes > HEAD_LIMIT:
+                status, message = 431, f"request head of more than {HEAD_LIMIT} bytes"
         elif exc is not None:
             log.error("A request handler failed", exc_info=exc)
         if request.writer.output_size > 0:  # the answer has begun: its end can only be made visible
@@ -160,12 +180,22 @@ def cancelled_if_gone(request: web.BaseRequest) -> Iterator[None]:
         connection.on_gone = None
 
 
+def _last_if_chunked(make: Callable[..., web.BaseRequest], message: Any, *context: Any) -> web.BaseRequest:
+    """Make a request; close its connection after it if its body comes in chunks.
+
+    aiohttp takes a trailer of such a body for a header of the next request (seen in 3.8.4 and 3.14.5), whose length or
+    key it then may change.
+    """
+    return make(message._replace(should_close=True) if message.chunked else message, *context)
+
+
 async def serve(
     runner: web.AppRunner, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
 ) -> list[asyncio.Server]:
     """Accept connections on bound sockets for an application that has been set up; the caller closes the servers."""
     manager, loop = runner.server, asyncio.get_running_loop()
     assert manager is not None
+    manager.request_factory = partial(_last_if_chunked, manager.request_factory)
 
     def connect() -> Connection:
         return Connection(

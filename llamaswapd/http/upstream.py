@@ -197,7 +197,8 @@ class Upstream(asyncio.Protocol):
         if len(data) > HEAD_LIMIT:
             raise Malformed(f"head of more than {HEAD_LIMIT} bytes")
         # What does not even begin like an answer never gets a blank line; do not wait for one.
-        if not b"HTTP/1.".startswith(data[:7]):
+        line, line_feed, _ = data.partition(b"\n")
+        if not b"HTTP/1.".startswith(data[:7]) or (line_feed and not line.endswith(b"\r")):
             raise Malformed(f"bad status line {data[:100]!r}")
 
     def _read_body(self, framing: Framing, data: bytes) -> None:

@@ -124,6 +124,17 @@ async def test_json_in_chunks_reaches_the_model_with_a_length() -> None:
     assert server.calls[0].body == b'{"model":"m"}'
 
 
+@pytest.mark.parametrize(
+    ("target", "forwarded"), [("/v1/embeddings?a=%2F", "/v1/embeddings?a=%2F"), ("/upstream/m/x%20y?a", "/x%20y?a")]
+)
+async def test_a_target_that_is_a_whole_url_reaches_the_model_as_a_path(target: str, forwarded: str) -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        client = await it.connect()
+        client.writer.write(chat(path=f"http://models:8080{target}"))
+        assert (await client.answer()).status == 200
+    assert server.calls[0].request_line == f"POST {forwarded} HTTP/1.1"
+
+
 async def test_another_body_in_chunks_is_passed_on_in_chunks() -> None:
     async with house_of(fixed(OK)) as (it, server):
         client = await it.connect()
@@ -153,6 +164,14 @@ async def test_the_model_sees_the_clients_headers_without_what_is_of_one_connect
         "X-Forwarded-For: 10.0.0.9, 127.0.0.1",
         "Content-Length: 13",
     ]
+
+
+async def test_the_model_is_told_that_trailers_are_welcome() -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        client = await it.connect()
+        client.writer.write(chat(b'{"model":"m"}', "TE: deflate, Trailers"))
+        assert (await client.answer()).status == 200
+    assert server.calls[0].headers["te"] == "trailers"
 
 
 @pytest.mark.parametrize("header", ["Authorization: Bearer k1", "Authorization: Basic dTprMQ==", "x-api-key: k1"])
@@ -311,6 +330,13 @@ async def test_a_model_that_does_not_speak_http_is_a_502(garbage: bytes) -> None
         answer = await client.answer()
     assert answer.status == 502
     assert "http://127.0.0.1:" in answer.json()["error"]["message"]
+
+
+async def test_a_model_that_ends_lines_in_its_own_way_is_not_waited_for() -> None:
+    async with house_of(fixed(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok")) as (it, _):
+        client = await it.connect()
+        client.writer.write(chat())
+        assert (await client.answer()).status == 502
 
 
 async def test_a_model_that_dies_before_it_answers_is_a_502_that_says_why() -> None:
