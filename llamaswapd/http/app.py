@@ -14,7 +14,7 @@ from llamaswapd.engine import Engine
 from llamaswapd.http import api
 from llamaswapd.http.api import Api
 from llamaswapd.http.events import KEEP_ALIVE_S, Events
-from llamaswapd.http.gate import Gate
+from llamaswapd.http.gate import Gate, hide_server
 from llamaswapd.http.logs import Logs
 from llamaswapd.http.proxy import Proxy
 from llamaswapd.http.server import serve
@@ -73,6 +73,7 @@ def make_app(gate: Gate, proxy: Proxy, management: Api, logs: Logs, events: Even
     aiohttp 3.8 tries them one after the other, so the busy ones stand first and the patterns last.
     """
     app = web.Application(middlewares=[gate.middleware])
+    app.on_response_prepare.append(hide_server)
     by_method = {"GET": web.get, "POST": web.post}  # web.get answers HEAD too
     app.add_routes(
         [

@@ -66,14 +66,14 @@ def request_head(
 
 
 def _listed(request: web.BaseRequest) -> frozenset[bytes]:
-    """The headers that the client names in Connection: they concern its connection to us only."""
+    """The headers that the client names in Connection: they concern its connection to us only; Host never does."""
     values = request.headers.getall("Connection", ())
     return _names(",".join(values).encode(errors="surrogateescape")) if values else frozenset()
 
 
 @lru_cache(maxsize=64)
 def _names(value: bytes) -> frozenset[bytes]:
-    return frozenset(name.strip() for name in value.lower().split(b","))
+    return frozenset(name.strip() for name in value.lower().split(b",")) - {b"host"}
 
 
 def _carries_key(name: str, value: bytes, api_keys: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llamaswapd.engine import Engine
-from llamaswapd.errors import Error
+from llamaswapd.errors import Error, RequestError
 from llamaswapd.http.answers import error_answer, redirect, text_answer
 from llamaswapd.http.auth import authorize
 from llamaswapd.observe import TOKEN, remote_ip
@@ -29,6 +29,8 @@ OPEN_PATHS = frozenset(("/", "/health", "/wol-health", "/upstream"))
 
 UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
 CLIENT_LEFT = 499  # in the access log only: no answer was sent, as nginx writes it
+
+LOST_BODY = "a request with a body cannot offer to change the protocol; send it without the Upgrade header"
 
 DEFAULT_CORS_HEADERS = "Content-Type, Authorization, Accept, X-Requested-With"
 
@@ -67,6 +69,10 @@ class Gate:
         request.writer.output_size = 0
         if request.method == "OPTIONS":
             return cors_answer(request)
+        if has_lost_its_body(request):
+            response = error_answer(RequestError(LOST_BODY), request.headers.get("Accept", ""))
+            response.force_close()  # what comes next on this connection is the body
+            return response
         path = request.rel_url.raw_path
         if (cleaned := clean_path(path)) != path:
             query = request.rel_url.raw_query_string
@@ -84,6 +90,18 @@ class Gate:
         except Exception as error:
             log.exception("unexpected error while answering %s %s", request.method, printable(path))
             return render(request, Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
+
+
+def has_lost_its_body(request: web.Request) -> bool:
+    """Tell whether aiohttp (seen in 3.8 and 3.11) dropped the body of a request because it offers to upgrade."""
+    if "Upgrade" not in request.headers or request.body_exists:
+        return False
+    return "Transfer-Encoding" in request.headers or request.headers.get("Content-Length", "0") != "0"
+
+
+async def hide_server(request: web.Request, response: web.StreamResponse) -> None:
+    """Leave out which library answers: nobody needs it but who looks for its holes."""
+    response.headers.pop("Server", None)
 
 
 def render(request: web.Request, error: Error) -> web.Response:

@@ -23,7 +23,7 @@ from llamaswapd.http.forward import request_head, target_of
 from llamaswapd.http.loading import show_loading
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.server import cancelled_if_gone
-from llamaswapd.http.upstream import Pool, Stale, parse_base
+from llamaswapd.http.upstream import NotHttp, Pool, Stale, parse_base
 from llamaswapd.observe import Inflight, InflightEntry
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Proxy:
         try:
             await self._exchange(request, relay, lease.model, body, target)
         except UpstreamError as error:
-            cause = await lease.cause()
+            cause = None if isinstance(error, NotHttp) else await lease.cause()
             what = f"it ended before its answer did: {cause}" if cause else str(error)
             failure = UpstreamError(f'model "{lease.model.id}": {what}')
             if not relay.has_begun:

@@ -164,7 +164,7 @@ class Upstream(asyncio.Protocol):
             else:
                 self._read_body(self._framing, data)
         except Malformed as error:
-            self._fail(f"{self.origin} does not answer in HTTP: {error}")
+            self._fail(NotHttp(f"{self.origin} does not answer in HTTP: {error}"))
 
     def _read_head(self, data: bytes) -> None:
         if self._sink is None:  # bytes nobody asked for
@@ -250,18 +250,23 @@ class Upstream(asyncio.Protocol):
         self._pool.forget(self)
         how = "broke the connection" if exc is not None else "closed the connection"
         when = "in the middle of its answer" if self._framing is not None else "before it answered"
-        self._fail(f"{self.origin} {how} {when}")
+        message = f"{self.origin} {how} {when}"
+        self._fail(Stale(message) if self.is_used and not self._received else UpstreamError(message))
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, error: UpstreamError) -> None:
         sink, self._sink = self._sink, None
         self._pool.answer_came(self)
         self.transport.abort()
         if sink is not None:
-            sink.on_failure(Stale(message) if self.is_used and not self._received else UpstreamError(message))
+            sink.on_failure(error)
 
 
 class Stale(UpstreamError):
     """A kept connection turned out to be closed before anything of an answer came: the request may be sent again."""
+
+
+class NotHttp(UpstreamError):
+    """The server answered what cannot be read: it is alive, and no reason of systemd's will explain it."""
 
 
 class Pool:

@@ -86,6 +86,12 @@ async def test_a_message_in_a_page_cannot_hold_markup() -> None:
 # ---- routes
 
 
+async def test_no_answer_names_the_library_behind_it() -> None:
+    async with house(Engine()) as it:
+        assert "server" not in (await it.ask("/health")).headers
+        assert "server" not in (await it.ask("/none")).headers
+
+
 async def test_an_unknown_path_is_not_found() -> None:
     async with house(Engine()) as it:
         answer = await it.ask("/nothing/here")

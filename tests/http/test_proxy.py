@@ -153,7 +153,13 @@ async def test_another_body_in_chunks_is_passed_on_in_chunks() -> None:
 async def test_the_model_sees_the_clients_headers_without_what_is_of_one_connection() -> None:
     async with house_of(fixed(OK)) as (it, server):
         client = await it.connect()
-        dropped = ("Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: gzip", "Proxy-Authorization: x")
+        dropped = (
+            "Connection: keep-alive, X-Hop, Host",
+            "X-Hop: 1",
+            "Keep-Alive: 5",
+            "TE: gzip",
+            "Proxy-Authorization: x",
+        )
         kept = ("X-Trace: a  b", "Cookie: c=1", "Authorization: Bearer theirs", "accept-ENCODING: gzip")
         client.writer.write(chat(b'{"model":"m"}', *dropped, *kept, "X-Forwarded-For: 10.0.0.9"))
         assert (await client.answer()).status == 200
@@ -325,11 +331,12 @@ async def test_a_model_that_refuses_the_connection_is_a_502() -> None:
 )
 async def test_a_model_that_does_not_speak_http_is_a_502(garbage: bytes) -> None:
     async with house_of(last(garbage)) as (it, _):
+        it.engine.cause = "no unit is asked: it may take a second to find that nothing has ended"
         client = await it.connect()
         client.writer.write(chat())
         answer = await client.answer()
     assert answer.status == 502
-    assert "http://127.0.0.1:" in answer.json()["error"]["message"]
+    assert "does not answer in HTTP" in answer.json()["error"]["message"]
 
 
 async def test_a_model_that_ends_lines_in_its_own_way_is_not_waited_for() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from pathlib import Path
 
-import aiohttp
 import pytest
 from fake_model import OK, Call, chat, fixed, house_of, last
 from standins import Client, House
@@ -144,13 +143,17 @@ async def test_pipelined_requests_are_answered_in_their_order() -> None:
         assert [(await client.answer()).body for _ in questions] == questions
 
 
-@pytest.mark.skipif(aiohttp.__version__.startswith("3.8."), reason="aiohttp 3.8 loses the body of such a request")
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 async def test_an_offer_to_change_the_protocol_is_not_passed_on(protocol: str) -> None:
     async with house_of(fixed(OK)) as (it, server):
         client = await it.connect()
         client.writer.write(chat(b'{"model":"m"}', "Connection: Upgrade", f"Upgrade: {protocol}"))
-        assert (await client.answer()).body == b"ok"
+        answer = await client.answer()
+        if answer.status == 400:  # aiohttp 3.8 and 3.11 lose the body: nothing that follows may pass for a request
+            assert b"without the Upgrade header" in answer.body
+            assert await client.reader.read() == b""
+            return
+        assert answer.body == b"ok"
         client.writer.write(chat())
         assert (await client.answer()).body == b"ok"
     assert "upgrade" not in server.calls[0].headers
