@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import Sequence, Sized
@@ -37,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(arguments: Sequence[str]) -> int:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
-    options, rest = flag_parser().parse_known_args(plain_booleans(arguments))
-    unknown = [argument for argument in rest if argument.startswith("-") and argument != "-"]
+    options, unknown = flag_parser().parse_known_args(go_flags(arguments))
     if unknown:
         flag_parser().error(f"flag provided but not defined: {unknown[0]}")
     if options.version:
@@ -140,6 +140,10 @@ def private(arguments: Sequence[str]) -> int:
 VERBS = {"check": check, "units": units, "private": private}
 MANAGERS = ("auto", "system", "user", "private")
 
+BOOLEAN_FLAGS = ("watch-config", "version")
+GO_TRUE = ("1", "t", "T", "true", "TRUE", "True")  # strconv.ParseBool
+GO_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+
 
 def flag_parser() -> argparse.ArgumentParser:
     """Return the parser of llama-swap's flags and ours. Positional arguments are ignored, as there."""
@@ -172,16 +176,26 @@ def flag_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def plain_booleans(arguments: Sequence[str]) -> list[str]:
-    """Rewrite `-flag=true` as `-flag` and leave `-flag=false` out: Go's spellings of boolean flags."""
-    plain = []
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") not in ("watch-config", "version") or not value:
-            plain.append(argument)
-        elif value.lower() in ("1", "t", "true"):
-            plain.append(name)
-    return plain
+def go_flags(arguments: Sequence[str]) -> list[str]:
+    """Return the flags in argparse's spelling, by the rules of Go's flag package.
+
+    Flags end at `--` and at the first argument that is none; `-flag=false` takes a boolean flag back.
+    """
+    flags: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--", "-") or not argument.startswith("-"):
+            break
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-") not in BOOLEAN_FLAGS:
+            flags.append(argument)
+            if not equals and name.lstrip("-") not in ("h", "help"):
+                flags.extend(itertools.islice(rest, 1))
+        elif not equals or value in GO_TRUE:
+            flags.append(name)
+        elif value not in GO_FALSE:
+            flag_parser().error(f'invalid boolean value "{value}" for {name}; write true or false')
+    return flags
 
 
 if __name__ == "__main__":
