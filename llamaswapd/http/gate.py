@@ -18,6 +18,7 @@ from llamaswapd.engine import Engine
 from llamaswapd.errors import Error, RequestError
 from llamaswapd.http.answers import error_answer, redirect, text_answer
 from llamaswapd.http.auth import authorize
+from llamaswapd.http.server import Connection
 from llamaswapd.observe import TOKEN, remote_ip
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,11 @@ class Gate:
         request.writer.output_size = 0
         if request.method == "OPTIONS":
             return cors_answer(request)
-        if has_lost_its_body(request):
+        connection = request.protocol
+        if isinstance(connection, Connection) and connection.has_upgraded and announces_body(request):
+            connection.forget_rest()  # the body, which is no request
             response = error_answer(RequestError(LOST_BODY), request.headers.get("Accept", ""))
-            response.force_close()  # what comes next on this connection is the body
+            response.force_close()
             return response
         path = request.rel_url.raw_path
         if (cleaned := clean_path(path)) != path:
@@ -92,10 +95,7 @@ class Gate:
             return render(request, Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
 
 
-def has_lost_its_body(request: web.Request) -> bool:
-    """Tell whether aiohttp (seen in 3.8 and 3.11) dropped the body of a request because it offers to upgrade."""
-    if "Upgrade" not in request.headers or request.body_exists:
-        return False
+def announces_body(request: web.Request) -> bool:
     return "Transfer-Encoding" in request.headers or request.headers.get("Content-Length", "0") != "0"
 
 

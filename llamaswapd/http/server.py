@@ -74,6 +74,18 @@ class Connection(web.RequestHandler):
             if self._head_bytes > HEAD_LIMIT:
                 super().data_received(b"\r\n\0\r\n")  # not HTTP: has aiohttp call `handle_error` when it is its turn
 
+    @property
+    def has_upgraded(self) -> bool:
+        """Whether aiohttp has stopped reading HTTP because the request at hand offers another protocol.
+
+        Up to 3.11 it does so before it reads the request's body, which is lost then; later versions read that first.
+        """
+        return bool(getattr(self, "_upgrade", False))
+
+    def forget_rest(self) -> None:
+        """Drop what aiohttp holds back to read it as requests after the one at hand."""
+        self._message_tail = b""
+
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
