@@ -104,6 +104,12 @@ class RequestTimeout(RequestError):
     status = 408
 
 
+class RequestTooLarge(RequestError):
+    """The request would have to be kept, and there is too much of it."""
+
+    status = 413
+
+
 class TooManyRequests(RequestError):
     """`concurrencyLimit` requests of the model are admitted already."""
 

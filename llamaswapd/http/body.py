@@ -15,10 +15,11 @@ from typing import IO
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from llamaswapd.errors import Error, RequestError, RequestTimeout
+from llamaswapd.errors import Error, RequestError, RequestTimeout, RequestTooLarge
 
 MEMORY_LIMIT = 8 * 1024 * 1024  # bytes of one body kept in memory: a question with some pictures in it
 SPOOL_PIECE = 1024 * 1024  # bytes of a larger one that are written and read at once
+KEEP_LIMIT = 4 * 1024**3  # bytes of one body kept at all: one without an end must not fill the disk
 READ_TIMEOUT_S = 60.0  # how long a client may pause in the middle of its body
 
 # file-hierarchy(7): /var/tmp is for what is too large for a /tmp in memory.
@@ -97,12 +98,16 @@ class Body:
             self.length += added
 
     async def read_more(self) -> bytes:
-        """Read and keep the next piece; return it, b"" at the end. Raises RequestTimeout."""
+        """Read and keep the next piece; return it, b"" at the end. Raises RequestTimeout, RequestTooLarge."""
         piece = await self._next()
         if piece:
             self.size += len(piece)
             self._pieces.append(piece)
             self._in_memory += len(piece)
+            if self.size > KEEP_LIMIT:
+                raise RequestTooLarge(
+                    f"the request's body has more than {KEEP_LIMIT} bytes, and its model is not known or not ready yet"
+                )
             if self._in_memory > (MEMORY_LIMIT if self._spool is None else SPOOL_PIECE):
                 await self._spill()
         return piece

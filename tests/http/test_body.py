@@ -8,7 +8,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.streams import StreamReader
 from aiohttp.test_utils import make_mocked_request
 
-from llamaswapd.errors import RequestTimeout
+from llamaswapd.errors import RequestTimeout, RequestTooLarge
 from llamaswapd.http import body as body_module
 from llamaswapd.http.body import Body
 
@@ -92,3 +92,15 @@ async def test_a_client_that_stops_sending_is_not_waited_for(monkeypatch: pytest
         content.feed_data(b"12345")
         with pytest.raises(RequestTimeout, match=r"for 0\.01 s"):
             await body.finish()
+
+
+async def test_a_body_without_an_end_is_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "KEEP_LIMIT", 250)
+    asked, content = request()
+    with Body(asked) as body:
+        for _ in range(2):
+            content.feed_data(TEXT)
+            await body.read_more()
+        content.feed_data(TEXT)
+        with pytest.raises(RequestTooLarge, match="more than 250 bytes"):
+            await body.read_more()
