@@ -94,7 +94,7 @@ async def async_client(daemon: Daemon) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-def claude(daemon: Daemon) -> Iterator[Any]:
+def messages_client(daemon: Daemon) -> Iterator[Any]:
     with anthropic.Anthropic(**daemon.anthropic_options()) as client:
         yield client
 
@@ -211,15 +211,15 @@ async def test_a_swap_waits_for_the_stream_that_is_under_way(daemon: Daemon, asy
 # ---- anthropic
 
 
-def test_a_message(claude: Any) -> None:
-    message = claude.messages.create(model="red", messages=QUESTION, max_tokens=8)
+def test_a_message(messages_client: Any) -> None:
+    message = messages_client.messages.create(model="red", messages=QUESTION, max_tokens=8)
     assert message.usage.output_tokens == 8
     assert message.stop_reason == "max_tokens"
     assert len(message.content[0].text.split()) == 8
 
 
-def test_a_streamed_message(claude: Any) -> None:
-    with claude.messages.stream(model="blue", messages=QUESTION, max_tokens=8) as stream:
+def test_a_streamed_message(messages_client: Any) -> None:
+    with messages_client.messages.stream(model="blue", messages=QUESTION, max_tokens=8) as stream:
         words = list(stream.text_stream)
         message = stream.get_final_message()
     assert len(words) == 8
@@ -229,19 +229,19 @@ def test_a_streamed_message(claude: Any) -> None:
 
 async def test_a_streamed_message_of_the_async_client(daemon: Daemon) -> None:
     async with (
-        anthropic.AsyncAnthropic(**daemon.anthropic_options()) as claude,
-        claude.messages.stream(model="red", messages=QUESTION, max_tokens=8) as stream,
+        anthropic.AsyncAnthropic(**daemon.anthropic_options()) as client,
+        client.messages.stream(model="red", messages=QUESTION, max_tokens=8) as stream,
     ):
         assert len([word async for word in stream.text_stream]) == 8
 
 
-def test_the_tokens_of_a_message_are_counted(claude: Any) -> None:
-    assert claude.messages.count_tokens(model="red", messages=QUESTION).input_tokens > 0
+def test_the_tokens_of_a_message_are_counted(messages_client: Any) -> None:
+    assert messages_client.messages.count_tokens(model="red", messages=QUESTION).input_tokens > 0
 
 
-def test_an_unknown_model_is_not_found_by_anthropics_client_either(claude: Any) -> None:
+def test_an_unknown_model_is_not_found_by_anthropics_client_either(messages_client: Any) -> None:
     with pytest.raises(anthropic.NotFoundError, match="no router for requested model"):
-        claude.messages.create(model="rot", messages=QUESTION, max_tokens=8)
+        messages_client.messages.create(model="rot", messages=QUESTION, max_tokens=8)
 
 
 # ---- keys
@@ -268,7 +268,7 @@ def test_no_key_is_refused(daemon: Daemon) -> None:
 @with_key
 def test_a_wrong_key_of_anthropics_client_is_refused(daemon: Daemon) -> None:
     with (
-        anthropic.Anthropic(**daemon.anthropic_options(api_key="sk-of-somebody-else")) as claude,
+        anthropic.Anthropic(**daemon.anthropic_options(api_key="sk-of-somebody-else")) as client,
         pytest.raises(anthropic.AuthenticationError, match="invalid or missing API key"),
     ):
-        claude.messages.create(model="red", messages=QUESTION, max_tokens=8)
+        client.messages.create(model="red", messages=QUESTION, max_tokens=8)
