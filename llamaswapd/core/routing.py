@@ -6,6 +6,7 @@ Nothing here reads: whoever owns the connection feeds the bytes as they come.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -110,10 +111,30 @@ class JsonReader(ModelReader):
 
     def __init__(self) -> None:
         self._scanner = Scanner()
+        self._pieces = 0
+        self._first = b""
 
     def feed(self, piece: bytes) -> None:
+        self._pieces += 1
+        self._first = self._first or piece
         self._scanner.feed(piece)
         self.name, self.stream, self.done = self._scanner.model, self._scanner.stream, self._scanner.done
+
+    def finish(self) -> str:
+        if self.name is None and self._pieces == 1:  # as any body does that somebody wrote by hand
+            self.missing = _wrong_with(self._first) or self.missing
+        return super().finish()
+
+
+def _wrong_with(text: bytes) -> str:
+    """Say why a text is no JSON object, "" if it is one."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"the body is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+    except (ValueError, RecursionError):  # not UTF-8; nested too deeply
+        return "the body is not valid JSON"
+    return "" if isinstance(value, dict) else "the JSON body is no object"
 
 
 class MultipartReader(ModelReader):
