@@ -157,7 +157,7 @@ class _Owner:
 
     def __init__(self, model: ModelConfig, unit: Starting, where: Endpoint) -> None:
         self._model, self._unit, self._where = model, unit, where
-        self._is_checked = not where.is_local
+        self._is_checked = not (where.is_local and model.names_port(where.port))
 
     async def check(self) -> None:
         """Raise StartError if it is a stranger, as far as that can be seen."""

@@ -122,7 +122,8 @@ OK = status(200)
 
 
 def model(port: int = 1, **settings: Any) -> ModelConfig:
-    return ModelConfig(**({"id": "m", "proxy": f"http://127.0.0.1:{port}", "health_check_timeout": 15} | settings))
+    defaults = {"id": "m", "cmd": f"serve {port}", "proxy": f"http://127.0.0.1:{port}", "health_check_timeout": 15}
+    return ModelConfig(**(defaults | settings))
 
 
 async def ready(of: ModelConfig, unit: Unit) -> None:
@@ -339,6 +340,13 @@ async def test_a_stranger_on_the_port_is_an_error_and_never_ready(answer: bytes)
         "process 4711 (python3) of unit other.service; stop that program or give this model another port"
         "; last lines of its log:\n  cannot bind"
     )
+
+
+async def test_a_port_that_the_command_does_not_name_is_anybodys() -> None:
+    unit = Unit()
+    unit.holder = "process 4711 (python3) of unit other.service"
+    async with serving(OK) as server:
+        await ready(model(server.port, cmd=f"tunnel {server.port}9"), unit)
 
 
 async def test_who_owns_the_port_is_asked_once_and_at_the_first_answer() -> None:

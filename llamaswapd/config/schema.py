@@ -7,6 +7,7 @@ not change. Nothing here reads a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -99,6 +100,14 @@ class ModelConfig(Section, frozen=True):
     def slots(self) -> int:
         """How many requests may be admitted at once."""
         return self.concurrency_limit if self.concurrency_limit > 0 else 10
+
+    def names_port(self, port: int) -> bool:
+        """Whether command or environment hold this number.
+
+        If not, a server on that port is somebody else's, and meant to be: `cmd` may be a tunnel or a mere `sleep`.
+        """
+        number = re.compile(rf"(?<![0-9]){port}(?![0-9])")
+        return any(number.search(text) for text in (self.cmd, *self.env))
 
     @property
     def listed_aliases(self) -> tuple[str, ...]:

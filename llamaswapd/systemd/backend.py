@@ -105,7 +105,7 @@ class SystemdBackend:
             raise StartError("upstream proxy missing")
         proxy = urlsplit(model.proxy)
         port = proxy.port or DEFAULT_PORTS.get(proxy.scheme)
-        if port is None or proxy.hostname not in LOOPBACK:
+        if port is None or proxy.hostname not in LOOPBACK or not model.names_port(port):
             return
         if (found := listeners.listeners(port)) and (holder := listeners.holder(found, words[0])):
             raise StartError(

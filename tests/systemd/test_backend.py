@@ -142,8 +142,14 @@ async def test_a_port_that_somebody_has_is_named_before_the_start(backend: Syste
         port = listener.getsockname()[1]
         expected = rf"port {port} of proxy http://localhost:{port} is taken by process {os.getpid()} \(.*another port"
         with pytest.raises(StartError, match=expected):
-            await backend.start(model(proxy=f"http://localhost:{port}"))
+            await backend.start(model(proxy=f"http://localhost:{port}", env=(f"PORT={port}",)))
     assert await backend.clear() == []
+
+
+async def test_a_port_that_the_command_does_not_name_may_be_anybodys(backend: SystemdBackend) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        unit = await backend.start(model(proxy=f"http://localhost:{listener.getsockname()[1]}"))
+        assert not unit.ended.done()
 
 
 async def test_a_running_leftover_of_the_same_name_is_replaced(backend: SystemdBackend) -> None:
