@@ -86,7 +86,9 @@ class RunningUnit:
         except TimeoutError:
             outcome = "timeout"
         except (asyncio.CancelledError, UnitError):
-            await self.stop(grace_s)
+            # Not in this task: where one has been cancelled, the end of a `timeout` is a cancellation too, until Python
+            # 3.11.3 (gh-102780), and the unit would be left as it is.
+            await asyncio.create_task(self.stop(grace_s), name=f"stop {self.name}")
             raise
         if outcome != "done":
             await self.stop(grace_s)
