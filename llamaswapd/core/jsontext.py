@@ -48,6 +48,95 @@ MEMBER = re.compile(
     re.DOTALL,
 )
 
+# The beginning of most bodies: a plain name as the first member. What the scanner finds in it, this finds at once.
+MODEL_FIRST = re.compile(
+    rf"""[\x00-\x20\xef\xbb\xbf]*+\{{{_BLANKS}"model"{_BLANKS}:{_BLANKS}"([^"\\]{{0,{TEXT_LIMIT_BYTES}}}+)"(?={_BLANKS}[,}}])"""
+    .encode()
+)  # fmt: skip
+OBJECT = re.compile(rb"[\x00-\x20\xef\xbb\xbf]*+\{")
+LIST_MEMBER = re.compile(rf"{_BLANKS}({_STRING}){_BLANKS}:{_BLANKS}\[".encode(), re.DOTALL)
+NEXT_MEMBER = re.compile(rf"\]{_BLANKS},(?={_BLANKS}\")".encode())  # behind a list that is a member of an object
+QUICK_MEMBER_BYTES = 64 * 1024  # longer members, and more behind a list, are left to the scanner
+GUESSES = 16  # how many ends of lists are tried
+QUICK_MEMBERS = 256  # how many members are read behind all of them: what is not found soon is not found quickly
+
+
+def first_model(text: bytes | bytearray) -> str | None:
+    """Return the model if a text that may go on begins with it; None says nothing."""
+    match = MODEL_FIRST.match(text)
+    return match and match[1].decode("utf-8", "replace")
+
+
+def quick_model(text: bytes | bytearray) -> str | None:
+    """Return the first top-level `model` of a whole text if it is found without a look at every byte.
+
+    None says nothing; what is returned for valid JSON is what the scanner would find. Clients put the model behind
+    `messages`, megabytes perhaps. Of such a list only the end is looked for: a `]` that has a key behind it ends the
+    list if what follows are members up to the brace that ends the text, since a bracket further in has other braces
+    behind it before that one.
+    """
+    if (found := first_model(text)) is not None:
+        return found
+    start = OBJECT.match(text)
+    if start is None:
+        return None
+    at = start.end()
+    while (in_list := LIST_MEMBER.match(text, at)) is None:
+        member = MEMBER.match(text, at, at + QUICK_MEMBER_BYTES)
+        if member is None:
+            return None
+        if _is_model(member[1]):
+            return _plain(member[2])
+        if member[3] != b",":
+            return None
+        at = member.end()
+    if _is_model(in_list[1]):
+        return None
+    at, members = in_list.end(), QUICK_MEMBERS
+    for _ in range(GUESSES):
+        at = _next_member(text, at)
+        if at < 0:
+            return None
+        ends_well, found, members = _model_until_end(text, at, members)
+        if ends_well is not False:
+            return found
+    return None
+
+
+def _next_member(text: bytes | bytearray, at: int) -> int:
+    """Return where a member of an object begins that follows a list; -1 if that is nowhere."""
+    for _ in range(1000):  # finding single bytes is many times faster than matching, unless there are many
+        at = text.find(b"]", at)
+        if at < 0:
+            return -1
+        if match := NEXT_MEMBER.match(text, at):
+            return match.end()
+        at += 1
+    match = NEXT_MEMBER.search(text, at)
+    return match.end() if match else -1
+
+
+def _model_until_end(text: bytes | bytearray, at: int, most: int) -> tuple[bool | None, str | None, int]:
+    """Read members, `most` of them and not much text.
+
+    Return whether their object ends with the text (None: that cannot be told), the first model, and what is left of
+    `most`.
+    """
+    found, is_found, end = None, False, at + QUICK_MEMBER_BYTES
+    while most and (member := MEMBER.match(text, at, end)):
+        most -= 1
+        if not is_found and _is_model(member[1]):
+            found, is_found = _plain(member[2]), True
+        at = member.end()
+        if member[3] != b",":
+            ends_well = _end(BLANKS, text, at) == len(text)
+            return ends_well, found if ends_well else None, most
+    return None, None, most
+
+
+def _is_model(key: bytes) -> bool:
+    return key == b'"model"' or (b"\\" in key and _unquoted(key[1:-1]) == "model")
+
 
 class _JsonReader(PieceReader):
     """The grammar of JSON, as far as it takes to get past a value."""
@@ -322,7 +411,7 @@ def _string_end(text: bytes, at: int) -> int:
     return end if text.find(b"\\", at, end) < 0 else _end(STRING_REST, text, at)
 
 
-def _end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:
+def _end(pattern: re.Pattern[bytes], text: bytes | bytearray, at: int) -> int:
     match = pattern.match(text, at)
     assert match is not None  # every pattern here matches the empty text
     return match.end()

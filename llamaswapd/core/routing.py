@@ -13,6 +13,7 @@ from functools import cache
 from urllib.parse import unquote, unquote_plus
 
 from llamaswapd.config.schema import Config, ModelConfig
+from llamaswapd.core import jsontext
 from llamaswapd.core.jsontext import Scanner
 from llamaswapd.core.multipart import MultipartScanner, parameter
 from llamaswapd.errors import ModelNotFound, NoModel, UnknownModel
@@ -71,9 +72,13 @@ class ModelReader:
     """
 
     name: str | None = None
-    stream = False
     done = False
     missing = ""  # why there is no name, if there is none
+
+    @property
+    def stream(self) -> bool:
+        """Whether the client wants a stream, as far as that is known."""
+        return False
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes of the body, in pieces of any size."""
@@ -103,7 +108,11 @@ class QueryReader(ModelReader):
 
     def __init__(self, query: str) -> None:
         self.name = urlencoded_field(query, "model")
-        self.stream = urlencoded_field(query, "stream") == "true"
+        self._stream = urlencoded_field(query, "stream") == "true"
+
+    @property
+    def stream(self) -> bool:
+        return self._stream
 
 
 class JsonReader(ModelReader):
@@ -111,14 +120,27 @@ class JsonReader(ModelReader):
 
     def __init__(self) -> None:
         self._scanner = Scanner()
+        self._unscanned: list[bytes] = []  # of the beginning; only a client that waits is asked for `stream`
         self._pieces = 0
         self._first = b""
 
     def feed(self, piece: bytes) -> None:
         self._pieces += 1
-        self._first = self._first or piece
+        if self._pieces == 1:
+            self._first = piece
+            self.name = jsontext.first_model(piece)
+        if self.name is not None:
+            self._unscanned.append(piece)
+            return
         self._scanner.feed(piece)
-        self.name, self.stream, self.done = self._scanner.model, self._scanner.stream, self._scanner.done
+        self.name, self.done = self._scanner.model, self._scanner.done
+
+    @property
+    def stream(self) -> bool:
+        unscanned, self._unscanned = self._unscanned, []
+        for piece in unscanned:
+            self._scanner.feed(piece)
+        return self._scanner.stream
 
     def finish(self) -> str:
         if self.name is None and self._pieces == 1:  # as any body does that somebody wrote by hand

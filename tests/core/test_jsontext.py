@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamaswapd.core import jsontext
-from llamaswapd.core.jsontext import DEPTH_LIMIT, TEXT_LIMIT_BYTES, Scanner, edit
+from llamaswapd.core.jsontext import DEPTH_LIMIT, TEXT_LIMIT_BYTES, Scanner, edit, first_model, quick_model
 
 NAMES = st.sampled_from(
     ["model", "stream", "models", "Model", "mod", "", "a", 'quo"te', "back\\slash", "bräce}", "x.y"]
@@ -112,6 +112,47 @@ def test_scanner_reads_damaged_text_alike_whole_and_in_pieces(
     body = body[:place] + damage + body[place + 1 :]
     whole, pieces = scan(body), scan(*cut(data, body))
     assert (whole.model, whole.stream, whole.done) == (pieces.model, pieces.stream, pieces.done)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(texts(st.lists(st.tuples(NAMES, VALUES | st.lists(OBJECTS, max_size=4)), max_size=6).map(Pairs)))
+def test_what_is_found_quickly_is_what_a_full_parse_finds(text: str) -> None:
+    body = text.encode("utf-8", "replace")
+    expected = first_members(body.decode())[0]
+    assert quick_model(body) in (None, expected)
+    assert all(first_model(body[:size]) in (None, expected) for size in range(min(len(body), 40)))
+
+
+MESSAGES = b'{"messages":[{"content":[1],"model":"no","role":"]"},{"content":"],\\"model\\":1"}]'
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'{"model":"m"}', "m"),
+        (b' { "stream" : true , "model" : "m" , "x":[1,2] }', "m"),
+        (b'{"stream":true,"mod\\u0065l":"m"}', "m"),
+        (b'{"n":1,"model":7}', "7"),
+        (MESSAGES + b',"model":"m"}', "m"),
+        (MESSAGES + b' , "stream":true,"model":"m","tools":[{"a":[1],"b":2}]} \n', "m"),
+        (MESSAGES + b',"model":"m","model":"no"}', "m"),
+        # What cannot be told quickly:
+        (MESSAGES + b',"x":1' * jsontext.QUICK_MEMBERS + b',"model":"m"}', None),
+        (b'{"a":[' + b'{"b":[],"c":1},' * jsontext.GUESSES + b'0],"model":"m"}', None),
+        (MESSAGES + b"}", None),
+        (MESSAGES + b',"stream":true}', None),
+        (MESSAGES + b',"model":"m"', None),
+        (MESSAGES + b',"model":"m"}}', None),
+        (b'{"a":[{"b":[],"model":"no"}]}', None),
+        (b'{"a":[{"b":[],"model":"no"}],"model":null}', None),
+        (b'{"model":["x"],"model":"no"}', None),
+        (b'{"stream":true}', None),
+        (b'["model"]', None),
+        (b"", None),
+    ],
+)
+def test_the_end_of_a_list_is_told_from_what_looks_like_it(body: bytes, found: str | None) -> None:
+    assert quick_model(body) == found
 
 
 @settings(max_examples=500, deadline=None)

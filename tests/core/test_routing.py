@@ -94,9 +94,9 @@ def test_a_query_needs_no_body() -> None:
 def test_json_name_is_known_before_the_body_ends_and_stream_when_it_comes() -> None:
     found = reader("POST", "application/json", "")
     found.feed(b'{"model":"a",')
-    assert (found.name, found.stream, found.done) == ("a", False, False)
+    assert (found.name, found.stream) == ("a", False)
     found.feed(b'"stream":true,')
-    assert (found.name, found.stream, found.done) == ("a", True, True)
+    assert (found.name, found.stream) == ("a", True)
 
 
 def test_place_of_a_multipart_name_is_told_unless_it_came_from_the_query() -> None:
