@@ -112,18 +112,19 @@ class Lease:
     switch (`is_granted`). Raises TooManyRequests on entering when the model's slots are taken.
     """
 
+    ticket: int | None = None  # None: granted at once, nobody knows of it
+    is_granted = False
+    position: int | None = None  # the last place in the queue, from 1; None if it had none
+    error: Exception | None = None
+    _settled: asyncio.Future[None] | None = None
+    run: _Run | None = None
+
     def __init__(self, engine: Engine, model: ModelConfig) -> None:
         self.model = model
-        self.is_granted = False
-        self.position: int | None = None  # the last place in the queue, from 1; None if it had none
-        self.error: Exception | None = None
         self._engine = engine
-        self._ticket = next(engine.tickets)
-        self._settled: asyncio.Future[None] | None = None
-        self._run: _Run | None = None
 
     def __enter__(self) -> Lease:
-        self._engine.request(self, self._ticket)
+        self._engine.request(self)
         if self.error is not None:
             raise self.error
         return self
@@ -131,8 +132,12 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it back, once, where no `with` block does."""
         if self.error is None:
-            self._engine.release(self._ticket)
+            self._engine.release(self)
 
     async def granted(self) -> None:
         """Wait until the request may be sent; raises StartError, Unloaded, ShuttingDown."""
@@ -144,10 +149,10 @@ class Lease:
 
     async def cause(self) -> str | None:
         """Say how the model's unit ended, if it has or does so within a second: `killed by SIGKILL (oom-kill)`."""
-        return await self._run.cause() if self._run is not None else None
+        return await self.run.cause() if self.run is not None else None
 
     def grant(self, run: _Run | None) -> None:
-        self.is_granted, self._run = True, run
+        self.is_granted, self.run = True, run
         self._wake()
 
     def refuse(self, error: Exception) -> None:
@@ -192,7 +197,7 @@ class Engine:
     def __init__(self, config: Config, backend: Backend) -> None:
         self.config = config
         self.backend = backend
-        self.tickets = itertools.count(1)
+        self._tickets = itertools.count(1)
         self._scheduler = Scheduler(config.models, POLICIES["group"](config), overtake_limit_s=config.overtake_limit)
         self._leases: dict[int, Lease] = {}
         self._runs: dict[str, _Run] = {}
@@ -206,16 +211,35 @@ class Engine:
         """Return a lease to enter; `model_id` must be a configured id (not an alias)."""
         return Lease(self, self.config.models[model_id])
 
-    def request(self, lease: Lease, ticket: int) -> None:
+    def lease_now(self, model: ModelConfig) -> Lease | None:
+        """Return a lease that is granted already, to be given back by `release`; None if that cannot be done at once.
+
+        None leaves no trace: whoever can wait asks for an ordinary lease then.
+        """
+        if not self._scheduler.enter(model.id):
+            return None
+        lease = Lease(self, model)
+        lease.is_granted, lease.run = True, self._runs.get(model.id)
+        return lease
+
+    def request(self, lease: Lease) -> None:
         """Ask for a lease (see `Lease.__enter__`)."""
+        ticket = lease.ticket = next(self._tickets)
         self._leases[ticket] = lease
         self._perform(self._scheduler.request(ticket, lease.model.id, time.monotonic()))
 
-    def release(self, ticket: int) -> None:
-        """Give a lease back, granted or not (see `Lease.__exit__`)."""
-        self._leases.pop(ticket, None)
-        self._perform(self._scheduler.release(ticket, time.monotonic()))
-        self._arm()
+    def release(self, lease: Lease) -> None:
+        """Take a lease back, granted or not (see `Lease.__exit__`)."""
+        model, now = lease.model, time.monotonic()
+        if lease.ticket is None:
+            actions = self._scheduler.leave(model.id, now)
+        else:
+            self._leases.pop(lease.ticket, None)
+            actions = self._scheduler.release(lease.ticket, now)
+        if actions:
+            self._perform(actions)
+        if model.ttl > 0:
+            self._arm(self._scheduler.deadline_of(model.id))
 
     # ---- listings
 
@@ -316,13 +340,12 @@ class Engine:
             self._changed()
 
     def _changed(self) -> None:
-        self._arm()
+        self._arm(self._scheduler.next_deadline())
         for call in self._observers:
             call()
 
-    def _arm(self) -> None:
-        """Have the clock looked at when the scheduler next needs it."""
-        deadline = self._scheduler.next_deadline()
+    def _arm(self, deadline: float | None) -> None:
+        """Have the clock looked at when the scheduler needs it."""
         if deadline is None or deadline >= self._timer_due:  # a look too early does no harm, and sets the next timer
             return
         if self._timer is not None:
@@ -339,7 +362,7 @@ class Engine:
                 ttl_s = self.config.models[action.model].ttl
                 log.info("<%s> Unloading model, TTL of %ds reached", action.model, ttl_s)
         self._perform(actions)
-        self._arm()
+        self._arm(self._scheduler.next_deadline())
 
     def _start(self, model_id: str) -> None:
         run = self._runs[model_id] = _Run(self.config.models[model_id])

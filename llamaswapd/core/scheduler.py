@@ -154,20 +154,44 @@ class Scheduler:
             self._enqueue(request)
         return self._flush()
 
+    def enter(self, model: str) -> bool:
+        """As `request`, if it is granted at once, which it is if True is returned; else nothing has happened.
+
+        Such a request needs no ticket; it ends with `leave`. This is the way of nearly all requests.
+        """
+        target = self._models[model]
+        if (
+            target.state is not State.READY
+            or target.admitted >= target.slots
+            or self._queue  # whether somebody may be overtaken, `request` decides
+            or model in self._swaps
+            or self._is_closed
+            or self._evictions(model)
+        ):
+            return False
+        target.admitted += 1
+        target.in_flight += 1
+        return True
+
+    def leave(self, model: str, now: float) -> list[Action]:
+        """A request that was granted has ended."""
+        target = self._models[model]
+        target.admitted -= 1
+        target.in_flight -= 1
+        target.idle_since = now
+        if target.in_flight or not self._queue:
+            return []  # the common case: nobody waits for this model to be idle
+        return self._settle()
+
     def release(self, ticket: int, now: float) -> list[Action]:
         """The request ended, or its client left, granted or not. Raises LookupError for a ticket that is not alive."""
         request = self._requests.pop(ticket, None)
         if request is None:
             raise LookupError(f"ticket {ticket} was never admitted, or has ended")
-        model = request.model
-        model.admitted -= 1
-        if not request.granted:
-            self._withdraw(request)
-            return self._settle()
-        model.in_flight -= 1
-        model.idle_since = now
-        if model.in_flight or not self._queue:
-            return []  # the common case: nobody waits for this model to be idle
+        if request.granted:
+            return self.leave(request.model.id, now)
+        request.model.admitted -= 1
+        self._withdraw(request)
         return self._settle()
 
     def ready(self, model: str, now: float) -> list[Action]:
@@ -259,6 +283,11 @@ class Scheduler:
         """
         ends = (m.idle_since + m.config.ttl for m in self._models.values() if self._can_expire(m))
         return min(ends, default=None)
+
+    def deadline_of(self, model: str) -> float | None:
+        """Return when this model's ttl ends, if it runs."""
+        target = self._models[model]
+        return target.idle_since + target.config.ttl if self._can_expire(target) else None
 
     # ---- the decision ----
 

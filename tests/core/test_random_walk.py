@@ -45,6 +45,7 @@ class Client:
     model: str
     since: float
     granted: bool = False
+    entered: bool = False  # without a ticket
     position: int = 0
 
 
@@ -142,7 +143,14 @@ class World:
         admitted = sum(client.model == name for client in self.clients.values())
         self.clients[ticket] = Client(name, self.now)
         evicts = self.evicts[name] & {*self.units, *self.scheduler._swaps}
-        actions = self.scheduler.request(ticket, name, self.now)
+        has_queue = bool(self.scheduler._queue)
+        if tries_at_once := self.rng.random() < 0.5:
+            self.clients[ticket].entered = self.scheduler.enter(name)
+        if self.clients[ticket].entered:
+            actions: list[Action] = [Grant(ticket)]
+        else:
+            actions = self.scheduler.request(ticket, name, self.now)
+            assert not tries_at_once or has_queue or Grant(ticket) not in actions, "it could have entered"
         is_refused = bool(actions) and isinstance(actions[0], Refuse) and isinstance(actions[0].error, TooManyRequests)
         assert is_refused == (admitted >= self.models[name].slots)
         assert Grant(ticket) not in actions or not evicts, "the policy is asked for every request"
@@ -156,7 +164,10 @@ class World:
         client = self.clients.pop(ticket)
         if client.granted:
             self.last_use[client.model] = self.now
-        self.feed(f"release {ticket}", self.scheduler.release(ticket, self.now))
+        if client.entered:
+            self.feed(f"leave {ticket}", self.scheduler.leave(client.model, self.now))
+        else:
+            self.feed(f"release {ticket}", self.scheduler.release(ticket, self.now))
 
     def unload(self) -> None:
         names = self.rng.sample(list(self.models), self.rng.randint(1, len(self.models)))

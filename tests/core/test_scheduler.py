@@ -62,6 +62,60 @@ def test_a_request_to_a_ready_model_is_granted_at_once() -> None:
     assert s.in_flight("a") == 0
 
 
+# ---- without a ticket
+
+
+def test_a_request_enters_if_it_would_be_granted_at_once() -> None:
+    s = serving(scheduler(a=model(concurrency_limit=2)), "a", 1)
+    assert s.enter("a")
+    assert (s.in_flight("a"), s.waiting("a")) == (2, 0)
+    assert not s.enter("a"), "its slots are taken"
+    assert s.leave("a", now=1) == []
+    assert s.enter("a")
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_nobody_enters_while_somebody_waits(name: str) -> None:
+    s = serving(scheduler(APART | {"x": Group(members=("s",))}), "a", 1)
+    assert s.adopt("b", now=0) == []
+    s.request(2, "s", now=1)
+    assert not s.enter(name)
+
+
+def test_nobody_enters_what_is_not_ready_or_is_stopping_or_would_stop_another() -> None:
+    s = serving(scheduler(SIDE), "a")
+    assert not s.enter("b")
+    s.adopt("s", now=0)
+    assert not s.enter("a"), "s has to stop for it"
+    s.unload(["s", "a"], now=1)
+    assert not s.enter("a")
+    assert (s.in_flight("a"), s.waiting("a")) == (0, 0)
+
+
+def test_the_last_to_leave_lets_the_queue_go_on() -> None:
+    s = serving(scheduler(), "a")
+    assert s.enter("a")
+    assert s.enter("a")
+    s.request(1, "b", now=1)
+    assert s.leave("a", now=2) == []
+    assert s.leave("a", now=3) == [Stop("a", 10)]
+
+
+def test_a_ttl_counts_from_when_the_last_has_left() -> None:
+    s = serving(scheduler(a=model(ttl=5)), "a")
+    assert s.deadline_of("a") == 5
+    assert s.enter("a")
+    assert s.deadline_of("a") is None
+    s.leave("a", now=7)
+    assert s.deadline_of("a") == s.next_deadline() == 12
+
+
+def test_nobody_enters_after_a_shutdown() -> None:
+    s = scheduler()
+    s.shutdown(now=0)
+    assert not s.enter("a")
+
+
 def test_requests_that_wait_for_the_same_load_share_its_success() -> None:
     s = scheduler()
     assert s.request(1, "a", now=0) == [Start("a")]
