@@ -50,9 +50,10 @@ def serve(arguments: Sequence[str]) -> int:
     if not options.config and not options.config_dir:
         raise UsageError("at least one of -config or -config-dir must be provided")
 
-    from llamaswapd.daemon import Options, run  # check and units need neither the bus nor the front end
+    from llamaswapd import loop  # check and units need neither the bus nor the front end
+    from llamaswapd.daemon import Options, run
 
-    return asyncio.run(
+    return loop.run(
         run(
             Options(
                 files=(Path(options.config),) if options.config else (),

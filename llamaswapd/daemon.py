@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamaswapd import loop
 from llamaswapd.config.load import load, sources
 from llamaswapd.config.schema import Config
 from llamaswapd.engine import Engine
@@ -112,12 +113,13 @@ class Daemon:
 
     async def run(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Serve until a signal comes, then let requests end, then stop the models."""
-        loop = asyncio.get_running_loop()
+        signals = asyncio.get_running_loop().add_signal_handler
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            signals(number, self._stop.set)
+        signals(signal.SIGHUP, self._reload)
         await self._front.start(listeners, tls)
         self._announce(listeners, "https" if tls else "http")
+        loop.settle_memory()
         self._notify.ready()
         async with background(
             preload=self._preload(),
@@ -129,9 +131,9 @@ class Daemon:
         await self._shut_down()
 
     async def _shut_down(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + SHUTDOWN_BUDGET_S
-        forced = loop.call_later(FORCED_EXIT_AFTER_S, os._exit, 1)
+        now = asyncio.get_running_loop().time
+        deadline = now() + SHUTDOWN_BUDGET_S
+        forced = asyncio.get_running_loop().call_later(FORCED_EXIT_AFTER_S, os._exit, 1)
         log.info("stopping: no new connections, waiting for requests in flight")
         self._notify.stopping()
         self._front.stop_accepting()
@@ -139,7 +141,7 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._front.drained()
-        await self._engine.close(max(deadline - loop.time(), LEAST_GRACE_S))
+        await self._engine.close(max(deadline - now(), LEAST_GRACE_S))
         await self._front.close()
         forced.cancel()
         if self._bus_lost:
@@ -210,11 +212,11 @@ class Daemon:
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Have SIGTERM and SIGINT end the block, cleanly, until it handles them itself."""
-    loop, starting = asyncio.get_running_loop(), asyncio.current_task()
+    signals, starting = asyncio.get_running_loop().add_signal_handler, asyncio.current_task()
     assert starting is not None
-    loop.add_signal_handler(signal.SIGHUP, log.warning, "not reloading: still starting")
+    signals(signal.SIGHUP, log.warning, "not reloading: still starting")
     for number in STOP_SIGNALS:  # only the first one counts: a second would end the putting away
-        loop.add_signal_handler(number, lambda: starting.cancelling() or starting.cancel())
+        signals(number, lambda: starting.cancelling() or starting.cancel())
     try:
         yield
     except asyncio.CancelledError:
@@ -247,7 +249,8 @@ def set_up_log(config: Config, observer: Observer) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    handlers: list[logging.Handler] = [observer.log]
+    observer.access.flush()
+    handlers: list[logging.Handler] = [observer.access, observer.log]
     if config.log_to_stdout in ("proxy", "both"):
         handlers.append(logging.StreamHandler(sys.stdout))
     for handler in handlers:

@@ -21,6 +21,10 @@ from typing import Generic, Protocol, TypeVar
 HISTORY_BYTES = 100 * 1024  # of each log, as llama-swap keeps
 QUEUE_LIMIT = 1024  # events that wait for one reader, as in llama-swap
 BYTE_UPDATES_S = 0.25  # an answer's size is told at most this often
+ACCESS_LINES = 256  # of the access log at once: what that costs delays one request in as many
+ACCESS_DELAY_S = 0.05  # how late a line may be
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Pairs = Iterable[tuple[str, str]]
@@ -33,22 +37,18 @@ class Feed(Generic[Item]):
     """Hands every item to all its subscriptions, none of which can hold up the publisher or another."""
 
     def __init__(self) -> None:
-        self._subscriptions: set[Subscription[Item]] = set()
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether publishing reaches anybody: ask before making an item that costs something."""
-        return bool(self._subscriptions)
+        # While there are none, publishing reaches nobody: look before making an item that costs something.
+        self.members: set[Subscription[Item]] = set()
 
     def publish(self, item: Item) -> None:
         """Queue an item for every subscription; from any thread."""
-        for subscription in tuple(self._subscriptions):
+        for subscription in tuple(self.members):
             subscription.put(item)
 
     def subscribe(self, limit: int = QUEUE_LIMIT) -> Subscription[Item]:
         """Return a subscription that is live from now on; use it in a `with` block of the reader's event loop."""
-        subscription = Subscription(self._subscriptions, limit)
-        self._subscriptions.add(subscription)
+        subscription = Subscription(self.members, limit)
+        self.members.add(subscription)
         return subscription
 
 
@@ -131,6 +131,48 @@ class LogRing(logging.Handler):
             self.release()
 
 
+class AccessLog(logging.Handler):
+    """Collects what is to be said of each request, and says it a little later, many lines at once.
+
+    A record of `logging` for each request would cost as much as answering it. As the first handler of the root logger
+    it says what it has collected before any other line is written, so that lines stay in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entries: list[tuple[float, str, str, int, int, str, float]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, ip: str, what: str, status: int, size: int, agent: str, duration_s: float) -> None:
+        """Note a request that has ended; `what` is its method, path and protocol. Nothing may hold a line break."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        entries = self._entries
+        entries.append((time.time(), ip, what, status, size, agent, duration_s))
+        if len(entries) >= ACCESS_LINES:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(ACCESS_DELAY_S, self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not hasattr(record, "times"):
+            self.flush()
+
+    def flush(self) -> None:
+        """Say what has been collected."""
+        entries, self._entries = self._entries, []
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        if entries:
+            lines = [
+                f'Request {ip} "{what}" {status} {size} "{agent}" '
+                + (f"{duration_s * 1000:.3f}ms" if duration_s < 1 else f"{duration_s:.3f}s")
+                for _, ip, what, status, size, agent, duration_s in entries
+            ]
+            log.info("%s", "\n".join(lines), extra={"times": [entry[0] for entry in entries]})
+
+
 class LineFormat(logging.Formatter):
     """Format records as llama-swap writes its log: `[timestamp ][LEVEL] message`, the time by `logTimeFormat`."""
 
@@ -140,7 +182,13 @@ class LineFormat(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
         level = LEVEL_NAMES.get(record.levelno, record.levelname)
-        return f"{self._timestamp(record.created)}[{level}] {record.message}"
+        times = getattr(record, "times", None)
+        if times is None:
+            return f"{self._timestamp(record.created)}[{level}] {record.message}"
+        if not self._layout:
+            return f"[{level}] " + record.message.replace("\n", f"\n[{level}] ")
+        lines = zip(times, record.message.split("\n"), strict=True)
+        return "\n".join([f"{self._timestamp(created)}[{level}] {line}" for created, line in lines])
 
     def _timestamp(self, created: float) -> str:
         if not self._layout:
@@ -207,112 +255,94 @@ class Inflight:
         self._events = events
         self._ids = itertools.count(1)
         self._entries: dict[int, InflightEntry] = {}
+        self.watchers = events.members  # whether there are any is asked on the way of every request
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def begin(
-        self,
-        model_id: str,
-        method: str,
-        path: str,
-        headers: Headers,
-        peer_ip: str,
-        metadata: Mapping[str, str] | None = None,
-    ) -> InflightEntry:
-        """Enter a request; `end` of what is returned must be called, whatever happens.
-
-        Nothing is copied: `headers` must stay as they are until then.
-        """
-        entry = InflightEntry(self, next(self._ids), model_id, method, path, headers, peer_ip, metadata)
+    def add(self, entry: InflightEntry) -> None:
+        """Enter a request; `remove` it when it has ended, whatever happens."""
+        entry.id = next(self._ids)
         self._entries[entry.id] = entry
-        if self._events.is_watched:
+        if self.watchers:
             self.tell(entry)
-        return entry
+
+    def remove(self, entry: InflightEntry) -> None:
+        """The request is over; may be called twice."""
+        if self._entries.pop(entry.id, None) is not None and self.watchers:
+            self._events.publish(Event("inflight", {"operation": "remove", "id": str(entry.id)}))
+
+    def tell(self, entry: InflightEntry) -> None:
+        """Tell how the request stands."""
+        if not self.watchers:
+            return
+        entry.told = time.monotonic()
+        self._events.publish(Event("inflight", {"operation": "upsert", "request": entry.as_json()}))
+
+    def tell_size(self, entry: InflightEntry) -> None:
+        """Tell how large its answer is by now, if that was not told just before."""
+        if time.monotonic() - entry.told >= BYTE_UPDATES_S:
+            self.tell(entry)
 
     def snapshot(self) -> Event:
         """Return the event that says everything; it replaces whatever a reader knew."""
         requests = [entry.as_json() for entry in self._entries.values()]
         return Event("inflight", {"operation": "snapshot"} | ({"requests": requests} if requests else {}))
 
-    def tell(self, entry: InflightEntry) -> None:
-        self._events.publish(Event("inflight", {"operation": "upsert", "request": entry.as_json()}))
-
-    def forget(self, entry: InflightEntry) -> None:
-        if self._entries.pop(entry.id, None) is not None and self._events.is_watched:
-            self._events.publish(Event("inflight", {"operation": "remove", "id": str(entry.id)}))
-
-    @property
-    def is_watched(self) -> bool:
-        return self._events.is_watched
-
 
 class InflightEntry:
-    """One request in flight."""
+    """One request in flight, kept up to date by whoever answers it. Nothing is copied, and little is worked out."""
 
     __slots__ = (
-        "_began", "_headers", "_metadata", "_method", "_path", "_peer_ip", "_resp_headers", "_table", "_timestamp_ns",
-        "_told", "id", "model_id", "resp_bytes", "status",
-    )  # fmt: skip
+        "began",
+        "headers",
+        "id",
+        "method",
+        "model_id",
+        "path",
+        "peer_ip",
+        "size",
+        "status",
+        "told",
+        "unix_time_ns",
+    )
 
-    def __init__(
-        self,
-        table: Inflight,
-        number: int,
-        model_id: str,
-        method: str,
-        path: str,
-        headers: Headers,
-        peer_ip: str,
-        metadata: Mapping[str, str] | None,
-    ) -> None:
-        self.id = number
+    def __init__(self, model_id: str, method: str, path: str, headers: Headers, peer_ip: str) -> None:
+        self.id = 0
+        self.status = 0  # until the answer has begun
+        self.size = 0  # bytes of the answer's body so far, framing included
         self.model_id = model_id
-        self.status = 0  # until the answer begins
-        self.resp_bytes = 0
-        self._table = table
-        self._method = method
-        self._path = path
-        self._headers = headers
-        self._peer_ip = peer_ip
-        self._metadata = metadata
-        self._resp_headers: Pairs = ()
-        self._timestamp_ns = time.time_ns()
-        self._began = self._told = time.monotonic()
+        self.method = method
+        self.path = path
+        self.headers = headers  # must stay as they are
+        self.peer_ip = peer_ip
+        self.unix_time_ns = time.time_ns()
+        self.began = self.told = time.monotonic()
 
-    def answered(self, status: int, headers: Pairs) -> None:
-        """Note the head of the answer; `headers` must be iterable more than once."""
-        self.status = status
-        self._resp_headers = headers
-        if self._table.is_watched:
-            self._table.tell(self)
+    def resp_headers(self) -> Pairs:
+        """Return the header fields of the answer, if it has begun."""
+        return ()
 
-    def bytes(self, count: int) -> None:
-        """Add to the size of the answer's body so far."""
-        self.resp_bytes += count
-        if self._table.is_watched and time.monotonic() - self._told >= BYTE_UPDATES_S:
-            self._told = time.monotonic()
-            self._table.tell(self)
-
-    def end(self) -> None:
-        """The request is over; may be called twice."""
-        self._table.forget(self)
+    def metadata(self) -> Mapping[str, str]:
+        """Return what else there is to say of the request."""
+        return {}
 
     def as_json(self) -> dict[str, object]:
         """Return the entry as the event stream shows it."""
         entry: dict[str, object] = {
             "id": str(self.id),
-            "timestamp": rfc3339_nano(self._timestamp_ns),
+            "timestamp": rfc3339_nano(self.unix_time_ns),
             "model": self.model_id,
-            "req_path": clean(self._path),
-            "method": self._method,
-            "req_headers": shown_headers(self._headers.items()),
-            "remote_ip": remote_ip(self._headers, self._peer_ip),
-            "resp_headers": shown_headers(self._resp_headers),
-            "resp_bytes": self.resp_bytes,
-            "elapsed_ms": round((time.monotonic() - self._began) * 1000),
+            "req_path": clean(self.path),
+            "method": self.method,
+            "req_headers": shown_headers(self.headers.items()),
+            "remote_ip": remote_ip(self.headers, self.peer_ip),
+            "resp_headers": shown_headers(self.resp_headers()),
+            "resp_bytes": self.size,
+            "elapsed_ms": round((time.monotonic() - self.began) * 1000),
         }
-        return entry | ({"metadata": dict(self._metadata)} if self._metadata else {})
+        metadata = self.metadata()
+        return entry | ({"metadata": dict(metadata)} if metadata else {})
 
 
 def remote_ip(headers: Headers, peer_ip: str) -> str:
@@ -357,4 +387,5 @@ class Observer:
     def __init__(self) -> None:
         self.events: Feed[Event] = Feed()
         self.log = LogRing()
+        self.access = AccessLog()
         self.inflight = Inflight(self.events)

@@ -20,6 +20,10 @@ TIMEOUT_S = 60.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("LLAMASWAPD_TEST_LOOP") == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     config.addinivalue_line("markers", f"timeout(seconds): time limit of a test, {TIMEOUT_S:g} s unless it says so")
 
 

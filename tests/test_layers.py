@@ -20,8 +20,9 @@ MAY_USE = {
     "readiness": {"config", "errors"},
     "engine": {"core", "config", "readiness", "observe", "errors"},
     "http": {"engine", "core", "config", "observe", "errors"},
-    "daemon": {"engine", "http", "systemd", "config", "observe", "errors"},
-    "__main__": {"daemon", "systemd", "config", "errors"},
+    "loop": set[str](),
+    "daemon": {"engine", "http", "systemd", "config", "observe", "loop", "errors"},
+    "__main__": {"daemon", "systemd", "config", "loop", "errors"},
 }
 
 # Third-party libraries and the only modules that import them.
@@ -32,6 +33,7 @@ DOORS = {
     "dbus_fast": {"systemd.manager"},
     "sdnotify": {"systemd.service"},
     "aiohttp": {"http"},
+    "uvloop": {"loop"},
 }
 
 FORBIDDEN_IN_CORE = {"asyncio", "time", "socket", "os", "subprocess", "threading", "random", "pathlib"}

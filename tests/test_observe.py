@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from multidict import CIMultiDict
@@ -62,14 +63,14 @@ async def test_every_subscription_gets_every_item_in_order() -> None:
         assert [one.has_lost, two.has_lost] == [False, False]
 
 
-async def test_a_feed_is_watched_while_there_are_subscriptions() -> None:
+async def test_a_feed_members_while_there_are_subscriptions() -> None:
     feed: Feed[int] = Feed()
-    assert not feed.is_watched
+    assert not feed.members
     with feed.subscribe():
         with feed.subscribe():
             pass
-        assert feed.is_watched
-    assert not feed.is_watched
+        assert feed.members
+    assert not feed.members
 
 
 async def test_a_full_subscription_loses_what_it_held_and_nobody_else_does() -> None:
@@ -187,21 +188,38 @@ def test_utc_is_written_as_z_and_a_whole_second_without_a_fraction(monkeypatch: 
 # ---- requests in flight
 
 
-def begin(table: Inflight, **headers: str) -> InflightEntry:
-    return table.begin("m", "POST", "/v1/completions", CIMultiDict(headers), "10.0.0.1")
+class Entry(InflightEntry):
+    """A request whose answer's headers the test sets."""
+
+    answer_headers: tuple[tuple[str, str], ...] = ()
+
+    def resp_headers(self) -> tuple[tuple[str, str], ...]:
+        return self.answer_headers
+
+    more: ClassVar[dict[str, str]] = {}
+
+    def metadata(self) -> dict[str, str]:
+        return self.more
+
+
+def begin(table: Inflight, **headers: str) -> Entry:
+    entry = Entry("m", "POST", "/v1/completions", CIMultiDict(headers), "10.0.0.1")
+    table.add(entry)
+    return entry
 
 
 async def test_an_entry_says_what_is_known_of_a_request() -> None:
     table = Inflight(Feed())
     headers = CIMultiDict([("host", "h"), ("accept", "*/*"), ("ACCEPT", "second"), ("cookie", "secret")])
     before = time.time_ns()
-    entry = table.begin("m", "POST", "/p", headers, "10.0.0.1", {"fifo_priority": "1"})
-    entry.answered(200, [("content-type", "text/event-stream"), ("set-cookie", "secret")])
-    entry.bytes(3)
-    entry.bytes(4)
+    entry = Entry("m", "POST", "/p", headers, "10.0.0.1")
+    entry.more = {"fifo_priority": "1"}
+    table.add(entry)
+    entry.answer_headers = (("content-type", "text/event-stream"), ("set-cookie", "secret"))
+    entry.size = 7
     shown = entry.as_json()
-    assert before <= entry._timestamp_ns <= time.time_ns()
-    assert shown.pop("timestamp") == shown_time(entry._timestamp_ns)
+    assert before <= entry.unix_time_ns <= time.time_ns()
+    assert shown.pop("timestamp") == shown_time(entry.unix_time_ns)
     assert shown.pop("elapsed_ms") in range(60_000)
     assert shown == {
         "id": "1",
@@ -224,12 +242,12 @@ def shown_time(time_ns: int) -> str:
 async def test_the_snapshot_holds_who_has_begun_and_not_ended() -> None:
     table = Inflight(Feed())
     entries = [begin(table) for _ in range(3)]
-    entries[1].end()
-    entries[1].end()
+    table.remove(entries[1])
+    table.remove(entries[1])
     assert [entry["id"] for entry in table.snapshot().data["requests"]] == ["1", "3"]
     assert len(table) == 2
-    entries[0].end()
-    entries[2].end()
+    table.remove(entries[0])
+    table.remove(entries[2])
     assert table.snapshot() == Event("inflight", {"operation": "snapshot"})
 
 
@@ -237,15 +255,13 @@ async def test_bytes_are_told_now_and_then_only(monkeypatch: pytest.MonkeyPatch)
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     feed: Feed[Event] = Feed()
-    entry = begin(Inflight(feed))
+    table = Inflight(feed)
+    entry = begin(table)
     with feed.subscribe() as events:
-        for _ in range(10):
-            entry.bytes(1)
-        now += BYTE_UPDATES_S
-        for _ in range(10):
-            entry.bytes(1)
-        now += BYTE_UPDATES_S
-        entry.bytes(1)
+        for size in range(1, 22):
+            now += BYTE_UPDATES_S if size in (11, 21) else 0
+            entry.size = size
+            table.tell_size(entry)
         assert [event.data["request"]["resp_bytes"] for event in await events.items()] == [11, 21]
 
 
@@ -261,11 +277,12 @@ class RecordingFeed(Feed[Event]):
 
 async def test_nothing_is_published_while_nobody_watches() -> None:
     feed = RecordingFeed()
-    entry = begin(Inflight(feed))
-    entry.answered(200, [])
-    entry.bytes(1)
+    table = Inflight(feed)
+    entry = begin(table)
+    table.tell(entry)
+    table.tell_size(entry)
     with feed.subscribe():
-        entry.end()
+        table.remove(entry)
     assert [event.data for event in feed.published] == [{"operation": "remove", "id": "1"}]
 
 

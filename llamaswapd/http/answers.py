@@ -41,6 +41,20 @@ def error_answer(error: Error, accept: str) -> web.Response:
     return web.Response(status=error.status, body=body, headers=headers)
 
 
+def error_bytes(error: Error, accept: str, *, keep_alive: bool) -> tuple[bytes, int]:
+    """Return the same as it goes over the wire, and the length of its body."""
+    answer = error_answer(error, accept)
+    assert isinstance(answer.body, bytes)
+    lines = [
+        f"HTTP/1.1 {answer.status} {answer.reason}",
+        *(f"{name}: {value}" for name, value in answer.headers.items()),
+    ]
+    if not keep_alive:
+        lines.append("Connection: close")
+    head = "\r\n".join((*lines, f"Content-Length: {len(answer.body)}", "", "")).encode()
+    return head + answer.body, len(answer.body)
+
+
 def error_body(error: Error, accept: str) -> tuple[str, bytes]:
     """Return content type and body of an error for a request with this `Accept` header."""
     message = str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
@@ -14,11 +13,14 @@ from llamaswapd.engine import Engine
 from llamaswapd.http import api
 from llamaswapd.http.api import Api
 from llamaswapd.http.events import KEEP_ALIVE_S, Events
+from llamaswapd.http.express import Express
 from llamaswapd.http.gate import Gate, hide_server
 from llamaswapd.http.logs import Logs
 from llamaswapd.http.proxy import Proxy
-from llamaswapd.http.server import serve
+from llamaswapd.http.server import Site
 from llamaswapd.http.streams import Streams
+from llamaswapd.http.traffic import Traffic
+from llamaswapd.http.upstream import Pool
 from llamaswapd.observe import Observer
 
 CUT_AFTER_S = 1.0  # at the very end: for answers that are still on their way out
@@ -29,23 +31,26 @@ class FrontEnd:
 
     def __init__(self, engine: Engine, observer: Observer, keep_alive_s: float = KEEP_ALIVE_S) -> None:
         self._streams = Streams()
-        self._gate = Gate(engine)
-        self._proxy = Proxy(engine, observer.inflight)
+        self._traffic = Traffic(observer.access)
+        self._pool = Pool()
+        self._express = Express(engine, observer.inflight, self._pool, self._traffic)
         events = Events(engine, observer, self._streams, keep_alive_s)
         logs = Logs(engine, observer.log, self._streams)
-        app = make_app(self._gate, self._proxy, Api(engine), logs, events)
+        proxy = Proxy(engine, observer.inflight, self._pool)
+        app = make_app(Gate(engine, self._traffic), proxy, Api(engine), logs, events)
         self._runner = web.AppRunner(app)
-        self._servers: list[asyncio.Server] = []
+        self._site: Site | None = None
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Answer on these bound sockets."""
         await self._runner.setup()
-        self._servers = await serve(self._runner, sockets, tls)
+        self._site = Site(self._runner, self._express)
+        await self._site.listen(sockets, tls)
 
     def stop_accepting(self) -> None:
         """Accept no more connections. Those that are open go on."""
-        for server in self._servers:
-            server.close()
+        if self._site is not None:
+            self._site.stop_listening()
 
     def close_streams(self) -> None:
         """End event and log streams, which would never end by themselves."""
@@ -53,18 +58,16 @@ class FrontEnd:
 
     async def drained(self) -> None:
         """Wait until no request is being answered."""
-        await self._gate.idle()
+        await self._traffic.idle()
 
     async def close(self) -> None:
         """Cut what is still open; return when nothing is left."""
-        self.stop_accepting()
         self.close_streams()
-        if self._runner.server is not None:
-            for connection in self._runner.server.connections:
-                connection.close()  # at once where it is idle; `shutdown` would wait for a next request
-            await self._runner.server.shutdown(CUT_AFTER_S)
+        if self._site is not None:
+            await self._site.close(CUT_AFTER_S)
         await self._runner.cleanup()
-        await self._proxy.close()
+        self._pool.close()
+        self._traffic.access.flush()
 
 
 def make_app(gate: Gate, proxy: Proxy, management: Api, logs: Logs, events: Events) -> web.Application:

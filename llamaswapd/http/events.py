@@ -89,7 +89,7 @@ class Events:
             await response.write(b":\n\n")
 
     def _publish_status(self) -> None:
-        if self._observer.events.is_watched:
+        if self._observer.events.members:
             self._observer.events.publish(self._status())
 
     def _status(self) -> Event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from aiohttp import web
@@ -32,21 +33,10 @@ def request_head(
     `target`: path and query. `length`: bytes of the body, None for one sent in chunks. Headers that carry one of
     `api_keys` are left out: they are ours, not the model's.
     """
-    listed = _listed(request)
-    lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape")]
-    forwarded_for = []
-    has_host = False
-    for name, value in request.raw_headers:
-        lowered = name.lower()
-        if lowered == b"x-forwarded-for":
-            forwarded_for.append(value)
-        if lowered in NOT_FORWARDED or lowered in listed:
-            continue
-        if api_keys and lowered in KEY_HEADERS and _carries_key(KEY_HEADERS[lowered], value, api_keys):
-            continue
-        has_host = has_host or lowered == b"host"
-        lines.append(name + b": " + value)
-    if not has_host:  # HTTP/1.0
+    fields = [(name.lower(), value, name + b": " + value) for name, value in request.raw_headers]
+    kept, forwarded_for = forwarded(fields, _listed(request), api_keys)
+    lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape"), *kept]
+    if not any(name == b"host" for name, _, _ in fields):  # HTTP/1.0
         lines.append(b"Host: " + default_host.encode())
     if request.remote:
         forwarded_for.append(request.remote.encode())
@@ -63,6 +53,25 @@ def request_head(
     if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
         raise RequestError("a request header holds a line break")
     return head
+
+
+def forwarded(
+    fields: Iterable[tuple[bytes, bytes, bytes]], listed: frozenset[bytes], api_keys: tuple[str, ...]
+) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines that are sent on, and the values of X-Forwarded-For.
+
+    Of each field: its name in lower case, its value, its line. `listed` are the names that Connection lists.
+    """
+    lines, forwarded_for = [], []
+    for name, value, line in fields:
+        if name == b"x-forwarded-for":
+            forwarded_for.append(value)
+        if name in NOT_FORWARDED or name in listed:
+            continue
+        if api_keys and name in KEY_HEADERS and _carries_key(KEY_HEADERS[name], value, api_keys):
+            continue
+        lines.append(line)
+    return lines, forwarded_for
 
 
 def _listed(request: web.BaseRequest) -> frozenset[bytes]:

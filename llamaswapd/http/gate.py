@@ -6,7 +6,6 @@ of it, the one place where exceptions become answers, and the access log.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import posixpath
 import time
@@ -18,18 +17,16 @@ from llamaswapd.engine import Engine
 from llamaswapd.errors import Error, RequestError
 from llamaswapd.http.answers import error_answer, redirect, text_answer
 from llamaswapd.http.auth import authorize
-from llamaswapd.http.server import Connection
+from llamaswapd.http.server import Handler
+from llamaswapd.http.traffic import CLIENT_LEFT, UNLOGGED_PATHS, Traffic, printable
 from llamaswapd.observe import TOKEN, remote_ip
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answering = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Answered without a key: nothing behind them tells or does anything.
 OPEN_PATHS = frozenset(("/", "/health", "/wol-health", "/upstream"))
-
-UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
-CLIENT_LEFT = 499  # in the access log only: no answer was sent, as nginx writes it
 
 LOST_BODY = "a request with a body cannot offer to change the protocol; send it without the Upgrade header"
 
@@ -39,40 +36,42 @@ DEFAULT_CORS_HEADERS = "Content-Type, Authorization, Accept, X-Requested-With"
 class Gate:
     """The application's only middleware. Looks at `engine.config` anew for each request: a reload replaces it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, traffic: Traffic) -> None:
         self._engine = engine
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def idle(self) -> None:
-        """Wait until no request is being answered."""
-        await self._idle.wait()
+        self._traffic = traffic
 
     @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def middleware(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         began = time.monotonic()
-        self._active += 1
-        self._idle.clear()
+        self._traffic.begin()
         response = None
         try:
             response = await self._answer(request, handler)
             return response
         finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
-            if log.isEnabledFor(logging.INFO) and not request.rel_url.raw_path.startswith(UNLOGGED_PATHS):
-                log.info("%s", access_line(request, response, time.monotonic() - began))
+            self._traffic.end()
+            if not request.rel_url.raw_path.startswith(UNLOGGED_PATHS):
+                self._log(request, response, time.monotonic() - began)
 
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def _log(self, request: web.Request, response: web.StreamResponse | None, duration_s: float) -> None:
+        """Tell the access log of a request."""
+        status = response.status if response is not None else CLIENT_LEFT
+        size = getattr(request.writer, "output_size", 0)  # of a stream, head included
+        if response is not None:
+            size = (response.content_length if isinstance(response, web.Response) else response.body_length) or size
+        ip = printable(remote_ip(request.headers, request.remote or ""))
+        what = f"{request.method} {request.rel_url.raw_path} HTTP/{request.version.major}.{request.version.minor}"
+        agent = printable(request.headers.get("User-Agent", ""))
+        self._traffic.access.add(ip, printable(what), status, size, agent, duration_s)
+
+    async def _answer(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         # aiohttp 3.8 counts its "100 Continue" as the beginning of the answer, see `render`.
         request.writer.output_size = 0
         if request.method == "OPTIONS":
             return cors_answer(request)
-        connection = request.protocol
-        if isinstance(connection, Connection) and connection.has_upgraded and announces_body(request):
-            connection.forget_rest()  # the body, which is no request
+        protocol = request.protocol
+        if isinstance(protocol, Handler) and protocol.has_upgraded and announces_body(request):
+            protocol.forget_rest()  # the body, which is no request
             response = error_answer(RequestError(LOST_BODY), request.headers.get("Accept", ""))
             response.force_close()
             return response
@@ -138,21 +137,3 @@ def clean_path(path: str) -> str:
         return path
     cleaned = posixpath.normpath(f"/{path.lstrip('/')}")
     return f"{cleaned}/" if path.endswith("/") and cleaned != "/" else cleaned
-
-
-def access_line(request: web.Request, response: web.StreamResponse | None, duration_s: float) -> str:
-    """Return what the log says of a request."""
-    status = response.status if response is not None else CLIENT_LEFT
-    size = getattr(request.writer, "output_size", 0)  # of a stream, head included
-    if response is not None:
-        size = (response.content_length if isinstance(response, web.Response) else response.body_length) or size
-    ip = remote_ip(request.headers, request.remote or "")
-    agent = request.headers.get("User-Agent", "")
-    duration = f"{duration_s * 1000:.3f}ms" if duration_s < 1 else f"{duration_s:.3f}s"
-    what = f"{request.method} {request.rel_url.raw_path} HTTP/{request.version.major}.{request.version.minor}"
-    return f'Request {printable(ip)} "{printable(what)}" {status} {size} "{printable(agent)}" {duration}'
-
-
-def printable(text: str) -> str:
-    """Return what a client wrote so that it cannot forge lines or confuse terminals."""
-    return text if text.isprintable() else ascii(text)[1:-1]

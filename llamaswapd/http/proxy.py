@@ -19,12 +19,14 @@ from llamaswapd.engine import Engine, Lease
 from llamaswapd.errors import Error, RequestError, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
 from llamaswapd.http.body import Body
+from llamaswapd.http.failure import explained
 from llamaswapd.http.forward import request_head, target_of
 from llamaswapd.http.loading import show_loading
+from llamaswapd.http.ordinary import Awaited, Relayed
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.server import cancelled_if_gone
-from llamaswapd.http.upstream import NotHttp, Pool, Stale, parse_base
-from llamaswapd.observe import Inflight, InflightEntry
+from llamaswapd.http.upstream import Pool, Stale
+from llamaswapd.observe import Inflight
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +37,10 @@ INLINE_EDIT_LIMIT = 256 * 1024  # bytes of JSON; editing more would hold up ever
 class Proxy:
     """The handlers of all requests that end at a model's server."""
 
-    def __init__(self, engine: Engine, inflight: Inflight) -> None:
+    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool) -> None:
         self._engine = engine
         self._inflight = inflight
-        self._pool = Pool()
-
-    async def close(self) -> None:
-        """Close the idle connections to the models; those at work end with their requests."""
-        self._pool.close()
+        self._pool = pool
 
     async def model_request(self, request: web.Request) -> web.StreamResponse:
         """Answer a request that names its model in body or query."""
@@ -53,15 +51,15 @@ class Proxy:
             name = await _find_name(reader, body)
             model = routing.target(self._engine.config, name)
             await _rewrite(body, reader, model, name)
-            with self._inflight_entry(request, model, path) as entry, self._engine.lease(model.id) as lease:
-                relay = Relay(request, entry)
+            relay = Awaited(request, model.id, path)
+            with self._shown(relay), self._engine.lease(model.id) as lease:
                 if not lease.is_granted:
                     await _read_on(reader, body)
                     if reader.stream and path.startswith(LOADING_PATH) and self._shows_loading(model):
                         return await self._answer_while_loading(request, relay, lease, body)
                     await lease.granted()
                 await self._forward(request, relay, lease, body, routing.forwarded_path(target))
-                return relay.response()
+                return Relayed(relay)
 
     async def upstream_request(self, request: web.Request) -> web.StreamResponse:
         """Answer `/upstream/{model}/{path}`: any request, passed on as it is to the model in its path."""
@@ -72,30 +70,30 @@ class Proxy:
         with contextlib.ExitStack() as stack:
             stack.enter_context(cancelled_if_gone(request))
             body = stack.enter_context(Body(request))
-            is_tracked = (request.method, rest) in routing.MODEL_ROUTES
-            entry = stack.enter_context(self._inflight_entry(request, model, rest)) if is_tracked else None
+            relay = Awaited(request, model.id, rest)
+            if (request.method, rest) in routing.MODEL_ROUTES:
+                stack.enter_context(self._shown(relay))
             lease = stack.enter_context(self._engine.lease(model.id))
             if not lease.is_granted:
                 await body.finish()
                 await lease.granted()
-            relay = Relay(request, entry)
             await self._forward(request, relay, lease, body, rest + mark + query)
-            return relay.response()
+            return Relayed(relay)
 
     def _shows_loading(self, model: ModelConfig) -> bool:
         own = model.send_loading_state
         return self._engine.config.send_loading_state if own is None else own
 
     @contextlib.contextmanager
-    def _inflight_entry(self, request: web.Request, model: ModelConfig, path: str) -> Iterator[InflightEntry]:
-        entry = self._inflight.begin(model.id, request.method, path, request.headers, request.remote or "")
+    def _shown(self, relay: Relay) -> Iterator[None]:
+        relay.show_in(self._inflight)
         try:
-            yield entry
+            yield
         finally:
-            entry.end()
+            relay.show_no_more()
 
     async def _answer_while_loading(
-        self, request: web.Request, relay: Relay, lease: Lease, body: Body
+        self, request: web.Request, relay: Awaited, lease: Lease, body: Body
     ) -> web.StreamResponse:
         """Begin the answer with the model's loading; the status is 200 from now on, whatever happens."""
         relay.begin_stream()
@@ -105,9 +103,9 @@ class Proxy:
         except Error as error:
             relay.send_event(envelope(error.status, str(error)))
             relay.end_stream()
-        return relay.response()
+        return Relayed(relay)
 
-    async def _forward(self, request: web.Request, relay: Relay, lease: Lease, body: Body, target: str) -> None:
+    async def _forward(self, request: web.Request, relay: Awaited, lease: Lease, body: Body, target: str) -> None:
         """Send the request to the model and pass the answer on.
 
         Raises while the client has seen nothing of an answer; afterwards the relay shows it that the answer is cut.
@@ -115,12 +113,10 @@ class Proxy:
         try:
             await self._exchange(request, relay, lease.model, body, target)
         except UpstreamError as error:
-            cause = None if isinstance(error, NotHttp) else await lease.cause()
-            what = f"it ended before its answer did: {cause}" if cause else str(error)
-            failure = UpstreamError(f'model "{lease.model.id}": {what}')
+            failure = await explained(lease, error)
             if not relay.has_begun:
                 raise failure from error
-            log.warning("<%s> answer cut after %d bytes: %s", lease.model.id, relay.size, what)
+            log.warning("answer cut after %d bytes: %s", relay.size, failure)
             relay.break_off(failure)
         except RequestError as error:
             if not relay.has_begun:
@@ -132,18 +128,20 @@ class Proxy:
             log.exception("<%s> unexpected error in the middle of an answer", lease.model.id)
             relay.break_off(Error(f"internal error: {type(error).__name__}"))
 
-    async def _exchange(self, request: web.Request, relay: Relay, model: ModelConfig, body: Body, target: str) -> None:
-        origin, prefix = parse_base(model.proxy)
-        host = f"{origin.host}:{origin.port}"
+    async def _exchange(
+        self, request: web.Request, relay: Awaited, model: ModelConfig, body: Body, target: str
+    ) -> None:
+        pool, prefix = self._pool.of(model.proxy)
+        host = f"{pool.origin.host}:{pool.origin.port}"
         head = request_head(request, prefix + target, body.length_to_send, self._engine.config.api_keys, host)
         # A server may close a kept connection in the very moment it is used. What cannot be sent twice takes a new one.
-        if body.is_complete and (kept := self._pool.take(origin)) is not None:
+        if body.is_complete and (kept := pool.take()) is not None:
             try:
                 await relay.exchange(kept, head, body)
                 return
             except Stale:
                 pass
-        await relay.exchange(await self._pool.connect(origin), head, body)
+        await relay.exchange(await pool.connect(), head, body)
 
 
 async def _find_name(reader: ModelReader, body: Body) -> str:

@@ -1,7 +1,8 @@
 """One request's way through: the request to the model's server, its answer to the client.
 
-The relay is the sink of the upstream connection and writes what arrives straight to the client's transport; no task, no
-queue and no copy in between. Backpressure runs both ways. It does not know how the model was found or made ready.
+The relay is the sink of the upstream connection and writes what arrives straight to the client; no task, no queue and
+no copy in between. Backpressure runs both ways. It does not know how the model was found or made ready, nor by which
+of the two ways the request came.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ import asyncio
 import json
 import socket
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from llamaswapd.errors import Error, UpstreamError, envelope
-from llamaswapd.http.body import Body
-from llamaswapd.http.server import Connection
-from llamaswapd.http.upstream import Upstream
-from llamaswapd.http.wire import Chunked, Framing, Head, UntilClose
+from llamaswapd.http.wire import BodyKind, Chunked, Framing, Shape, UntilClose, names_in
+from llamaswapd.observe import Inflight, InflightEntry
 
 if TYPE_CHECKING:
-    from llamaswapd.observe import InflightEntry
+    from llamaswapd.http.connection import Connection
+    from llamaswapd.http.upstream import Upstream
 
 # RFC 9110 section 7.6.1, and what is of one connection only by custom. Trailer stays: trailers are passed on.
 HOP_BY_HOP = frozenset((
@@ -29,7 +28,6 @@ HOP_BY_HOP = frozenset((
 ))  # fmt: skip
 
 LAST_CHUNK = b"0\r\n\r\n"
-WRITE_AT_ONCE = 256 * 1024  # bytes of a request; what a transport cannot send at once it copies again and again
 LINGER_S = 10.0  # how long a client may take to read the end of an answer that breaks off
 
 STREAM_HEAD = (
@@ -37,126 +35,72 @@ STREAM_HEAD = (
 )
 
 
-class Relayed(web.StreamResponse):
-    """What the handler returns to aiohttp: an answer whose bytes have been written already."""
+class Relay(InflightEntry):
+    """Carries one request and its answer, and is what is shown of them while they are in flight.
 
-    def __init__(self, status: int, size: int, *, keep_alive: bool) -> None:
-        super().__init__(status=status)
-        self._size = size
-        if not keep_alive:
-            self.force_close()
-
-    @property
-    def body_length(self) -> int:
-        return self._size
-
-    @property
-    def keep_alive(self) -> bool:
-        return bool(super().keep_alive is not False)
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to send."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to send."""
-
-
-class Relay:
-    """Carries one request and its answer.
-
-    An answer reaches the client in one of three forms: as it came; without chunk framing, for a client of HTTP/1.0,
-    whose connection then ends with it; or in chunks of our own, behind a stream that we have begun ourselves.
+    Each of the two ways has its own, which knows what to do when the answer is `over`. An answer reaches the client in
+    one of three forms: as it came; without chunk framing, for a client of HTTP/1.0, whose connection then ends with it;
+    or in chunks of our own, behind a stream that we have begun ourselves.
     """
 
-    def __init__(self, request: web.BaseRequest, entry: InflightEntry | None = None) -> None:
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        assert connection.transport is not None
-        self.status = 0  # until the answer to the client has begun
-        self.size = 0  # bytes of the answer's body so far, framing included
-        self.is_event_stream = False
-        self.keep_alive = bool(request.keep_alive)
-        self._connection = connection
-        self._transport = connection.transport
-        self._entry = entry
-        self._is_http11 = request.version >= (1, 1)
-        self._is_head = request.method == "HEAD"
-        self._rechunk = False
-        self._framing: Framing | None = None
-        self._upstream: Upstream | None = None
-        self._ended: asyncio.Future[UpstreamError | None] | None = None
-        self._upstream_writable: asyncio.Future[None] | None = None
+    __slots__ = (
+        "_answer", "_framing", "_has_own_stream", "_is_http11", "_table", "_upstream", "connection", "keep_alive",
+    )  # fmt: skip
+
+    connection: Connection
+    keep_alive: bool
+    _is_http11: bool
+    _has_own_stream: bool
+    _table: Inflight | None
+    _answer: tuple[Shape, bytes] | None
+    _framing: Framing | None
+    _upstream: Upstream | None
 
     @property
     def has_begun(self) -> bool:
         """Whether the client has been sent some of the answer."""
         return self.status != 0
 
-    def response(self) -> Relayed:
-        return Relayed(self.status, self.size, keep_alive=self.keep_alive)
-
-    # ---- the request
-
-    async def exchange(self, upstream: Upstream, head: bytes, body: Body) -> None:
-        """Send a request and pass its answer on, to its end.
-
-        Raises UpstreamError when the answer does not come or breaks off, RequestError when the client's body does.
-        """
-        self._upstream = upstream
-        self._ended = asyncio.get_running_loop().create_future()
-        self._connection.on_writable = self._on_client_writable
-        if not self._connection.is_writable:
-            upstream.pause_reading()
-        whole = body.is_complete and body.is_in_memory and body.size <= WRITE_AT_ONCE
-        try:
-            upstream.send(
-                self,
-                head + body.in_memory() if whole else head,
-                is_head=self._is_head,
-                unframe=self._rechunk or not self._is_http11,
-                complete=whole,
-            )
-            error = await (self._ended if whole else self._upload(upstream, body, self._ended))
-        finally:
-            self._connection.on_writable = None
-            if self._upstream is not None:
-                self._upstream.abort()
-                self._upstream = None
-        if error is not None:
-            raise error
-
-    async def _upload(
-        self, upstream: Upstream, body: Body, ended: asyncio.Future[UpstreamError | None]
-    ) -> UpstreamError | None:
-        """Send the body while the answer may come already; a server need not wait for the end of a request."""
-        sending = asyncio.create_task(self._send_body(upstream, body), name="upload")
-        try:
-            await asyncio.wait((sending, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                sending.result()
-            return await ended
-        finally:
-            sending.cancel()
-            await asyncio.wait((sending,))
-            if not sending.cancelled():
-                sending.exception()
-
-    async def _send_body(self, upstream: Upstream, body: Body) -> None:
-        in_chunks = not body.is_complete and body.length is None
-        async for piece in body.stream():
-            upstream.write(_chunk(piece) if in_chunks else piece)
-            if self._upstream_writable is not None:
-                await self._upstream_writable
-        if in_chunks:
-            upstream.write(LAST_CHUNK)
-        upstream.end_request()
+    def over(self, error: UpstreamError | None) -> None:
+        """The answer has ended; with the error if it did not come or broke off. Not called after `end`."""
+        raise NotImplementedError
 
     def on_writable(self, writable: bool) -> None:
-        waiter, self._upstream_writable = self._upstream_writable, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-        if not writable:
-            self._upstream_writable = asyncio.get_running_loop().create_future()
+        """The server takes no more of the request for now, or takes it again."""
+        raise NotImplementedError
+
+    # ---- what is in flight
+
+    def show_in(self, table: Inflight) -> None:
+        """Have the request shown while it is in flight; until `show_no_more`."""
+        self._table = table
+        table.add(self)
+
+    def show_no_more(self) -> None:
+        if self._table is not None:
+            self._table.remove(self)
+
+    def resp_headers(self) -> Iterable[tuple[str, str]]:
+        return self._answer[0].pairs(self._answer[1]) if self._answer is not None else ()
+
+    # ---- the exchange
+
+    def begin(self, upstream: Upstream, data: bytes, *, complete: bool) -> None:
+        """Send a request, or its beginning if it is not `complete`, and pass the answer on."""
+        self._upstream = upstream
+        connection = self.connection
+        connection.on_writable = self._on_client_writable
+        if not connection.is_writable:
+            upstream.pause_reading()
+        unframe = self._has_own_stream or not self._is_http11
+        upstream.send(self, data, is_head=self.method == "HEAD", unframe=unframe, complete=complete)
+
+    def end(self) -> None:
+        """Give the exchange up if it is not over: the server sees its connection end."""
+        self.connection.on_writable = None
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
 
     # ---- the answer
 
@@ -168,70 +112,51 @@ class Relay:
         else:
             self._upstream.pause_reading()
 
-    def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+        self._answer = shape, digits
         self._framing = framing
-        if self._entry is not None:
-            self._entry.answered(head.status, head)
-        if self.has_begun:  # our own stream: status and headers of the answer are lost
+        if self.status:  # our own stream: status and headers of the answer are lost
             if data:
                 self.on_data(data)
             return
-        self.status = head.status
-        self._write(self._answer_head(head, framing) + data, len(data))
+        self.status = shape.status
+        if not self._is_http11 or isinstance(framing, UntilClose):
+            self.keep_alive = False
+        before, behind = shape.rendered.get((self._is_http11, self.keep_alive)) or _render(
+            shape, self._is_http11, self.keep_alive
+        )
+        self.size = len(data)
+        table = self._table
+        if table is not None and table.watchers:
+            table.tell(self)
+        self.connection.write(before + data if behind is None else before + digits + behind + data)
 
     def on_data(self, data: bytes) -> None:
-        self._write(_chunk(data) if self._rechunk else data, len(data))
+        self._write(chunk(data) if self._has_own_stream and self._is_http11 else data, len(data))
 
     def on_end(self) -> None:
-        self.end_stream()
-        self._settle(None)
+        self._upstream = None
+        if self._has_own_stream:
+            self.end_stream()
+        self.over(None)
 
     def on_failure(self, error: UpstreamError) -> None:
-        self._settle(error)
-
-    def _settle(self, error: UpstreamError | None) -> None:
         self._upstream = None
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(error)
+        self.over(error)
 
     def _write(self, data: bytes, size: int) -> None:
         self.size += size
-        if self._entry is not None:
-            self._entry.bytes(size)
-        if not self._transport.is_closing():  # uvloop's raises then
-            self._transport.write(data)
-
-    def _answer_head(self, head: Head, framing: Framing) -> bytes:
-        """The head as the client gets it: without what concerns the model's connection, with what concerns its own."""
-        listed = head.names_in(b"connection")
-        lines = [b"HTTP/1.1" + head.status_line[8:]]
-        chunked = isinstance(framing, Chunked)
-        self.is_event_stream = any(b"text/event-stream" in kind.lower() for kind in head.values(b"content-type"))
-        for field in head.fields:
-            name = field.name
-            if name in HOP_BY_HOP or name in listed:
-                continue
-            if (chunked and name == b"content-length") or (self.is_event_stream and name == b"x-accel-buffering"):
-                continue
-            lines.append(field.line)
-        if self.is_event_stream:
-            lines.append(b"X-Accel-Buffering: no")  # nginx in front of us must not collect events
-        if chunked and self._is_http11:
-            lines.append(b"Transfer-Encoding: chunked")
-        if isinstance(framing, UntilClose) or not self._is_http11:
-            self.keep_alive = False
-        if not self.keep_alive:
-            lines.append(b"Connection: close")
-        lines.append(b"\r\n")
-        return b"\r\n".join(lines)
+        table = self._table
+        if table is not None and table.watchers:
+            table.tell_size(self)
+        self.connection.write(data)
 
     # ---- a stream of our own
 
     def begin_stream(self) -> None:
         """Begin an event stream before there is an answer; the answer's body will follow in it."""
         self.status = 200
-        self.is_event_stream = True
-        self._rechunk = self._is_http11
+        self._has_own_stream = True
         if self._is_http11:
             framing = b"Transfer-Encoding: chunked\r\n"
         else:
@@ -246,35 +171,71 @@ class Relay:
 
     def end_stream(self) -> None:
         """End the stream that we have begun, cleanly."""
-        if self._rechunk:
+        if self._is_http11:
             self._write(LAST_CHUNK, 0)
 
     def break_off(self, error: Error) -> None:
         """Let the client see that the answer is cut: by an error event where there can be one, and no clean end."""
         self.keep_alive = False
-        if self.is_event_stream and self._is_between_chunks():
+        transport = self.connection.transport
+        is_event_stream = self._has_own_stream or (self._answer is not None and self._answer[0].is_event_stream)
+        if is_event_stream and self._is_between_chunks():
             # The blank line ends what the model had begun of an event, and means nothing if there was nothing.
             self._write_content(b"\n\n" + _event(envelope(error.status, str(error))))
         elif isinstance(self._framing, UntilClose) or not self._is_http11:
-            _reset_on_close(self._transport)  # else the end of the connection would look like the end of the answer
+            _reset_on_close(transport)  # else the end of the connection would look like the end of the answer
         # Not abort(): what was written is to reach the client. One that does not read must not stay for ever.
-        self._transport.close()
-        asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+        transport.close()
+        asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
 
     def _is_between_chunks(self) -> bool:
         """Whether something of ours can be put into the body here."""
-        if self._rechunk or not self._is_http11:
+        if self._has_own_stream or not self._is_http11:
             return True
         if isinstance(self._framing, Chunked):
             return self._framing.between_chunks
         return isinstance(self._framing, UntilClose)
 
     def _write_content(self, content: bytes) -> None:
-        in_chunks = self._rechunk or (self._is_http11 and isinstance(self._framing, Chunked))
-        self._write(_chunk(content) if in_chunks else content, len(content))
+        in_chunks = self._is_http11 and (self._has_own_stream or isinstance(self._framing, Chunked))
+        self._write(chunk(content) if in_chunks else content, len(content))
 
 
-def _chunk(data: bytes) -> bytes:
+def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, bytes | None]:
+    """Return the head as the client gets it, before and behind the digits of the length; without them, one part.
+
+    What concerns the model's connection is left out, what concerns the client's own is put in.
+    """
+    listed = names_in(shape.fields, b"connection")
+    is_chunked = shape.body is BodyKind.CHUNKED
+    lines: list[bytes] = [b"HTTP/1.1" + shape.status_line[8:]]
+    before: bytes | None = None
+    for field in shape.fields:
+        name = field.name
+        if name in HOP_BY_HOP or name in listed:
+            continue
+        if shape.is_event_stream and name == b"x-accel-buffering":
+            continue
+        if name == b"content-length":
+            if not is_chunked and before is None:  # one line will do, should there be two that say the same
+                before = b"\r\n".join((*lines, field.line[: field.line.index(b":")] + b": "))
+                lines = [b""]
+            continue
+        lines.append(field.line)
+    if shape.is_event_stream:
+        lines.append(b"X-Accel-Buffering: no")  # nginx in front of us must not collect events
+    if is_chunked and is_http11:
+        lines.append(b"Transfer-Encoding: chunked")
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    behind = b"\r\n".join((*lines, b"", b""))
+    rendered = (behind, None) if before is None else (before, behind)
+    shape.rendered[is_http11, keep_alive] = rendered
+    return rendered
+
+
+def chunk(data: bytes) -> bytes:
+    """Return one chunk of a chunked body (RFC 9112 section 7.1)."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 

@@ -1,7 +1,7 @@
-"""The listening side: one `Connection` per client, on top of aiohttp's own.
+"""The listening side: sockets, the connections of clients, and aiohttp's part in them.
 
-aiohttp reads requests and runs handlers. Added here is what a relay needs to know of its client (can it take more, is
-it still there), the limits that keep strangers from holding connections, and error answers in our own form.
+aiohttp reads requests and runs handlers where `Connection` hands it bytes. Added here are the limits that keep
+strangers from holding what is not theirs, and error answers in our own form.
 """
 
 from __future__ import annotations
@@ -21,41 +21,66 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from llamaswapd.errors import envelope
+from llamaswapd.http.connection import LOOK_EVERY_S, Connection
+from llamaswapd.http.express import Express
 
-HEAD_TIMEOUT_S = 30.0  # a new connection must have sent a whole request head by then
-KEEPALIVE_S = 75.0  # an idle connection is kept this long; also bounds the heads after the first
 HEADER_LIMIT = 64 * 1024  # bytes of the request line and of each header field
 HEAD_LIMIT = 256 * 1024  # bytes of a whole request head; aiohttp 3.8 takes any number of fields
 PIPELINE_LIMIT = 64  # requests that wait on one connection for the answers before theirs; aiohttp 3.8 takes any number
 LINGER_S = 2.0  # how long a refused client may go on sending before its connection is closed
-BACKLOG = 1024
+BACKLOG = 4096
+NEVER_S = 1e9  # aiohttp closes no idle connection: it may be busy on the express way
 
 log = logging.getLogger(__name__)
 
 
-class Connection(web.RequestHandler):
-    """One client's connection.
+class Handler(web.RequestHandler):
+    """aiohttp's part of one connection, made when it has the first request of it."""
 
-    While a request is handled, its handler may set `on_gone`, called when the client leaves, and `on_writable`, called
-    with False when the client takes no more bytes for now and with True when it does again. aiohttp itself tells
-    handlers neither in all its versions.
-    """
+    __slots__ = ("_body", "_head_bytes", "_next_message", "_refused", "_requests_seen", "connection")
 
-    __slots__ = ("_body", "_head_bytes", "_head_timer", "_refused", "is_writable", "on_gone", "on_writable")
-
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
-        super().__init__(manager, loop=loop, **options)
-        self.is_writable = True
-        self.on_gone: Callable[[], object] | None = None
-        self.on_writable: Callable[[bool], object] | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
+    def __init__(self, connection: Connection, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.connection = connection
+        self._requests_seen = 0
+        super().__init__(
+            manager,
+            loop=loop,
+            keepalive_timeout=NEVER_S,
+            access_log=None,  # type: ignore[arg-type]
+            max_line_size=HEADER_LIMIT,
+            max_field_size=HEADER_LIMIT,
+            auto_decompress=False,  # bodies reach the models as they came
+        )
         self._refused: asyncio.Future[None] | None = None
         self._body: StreamReader = EMPTY_PAYLOAD  # of the newest request
         self._head_bytes = 0  # of a head that is not complete
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._head_timer = self._loop.call_later(HEAD_TIMEOUT_S, self._drop_slow_head)
-        super().connection_made(transport)  # sets TCP_NODELAY
+    # aiohttp makes this future, and nothing else, when it has answered everything it has.
+    @property
+    def _waiter(self) -> asyncio.Future[None] | None:
+        return self._next_message
+
+    @_waiter.setter
+    def _waiter(self, waiter: asyncio.Future[None] | None) -> None:
+        self._next_message = waiter
+        if waiter is not None:
+            self._loop.call_soon(self.connection.handler_is_idle)
+
+    def read_on(self) -> None:
+        """Read from the client again if that was paused for a body that nobody has read (3.8 leaves it so)."""
+        if getattr(self, "_reading_paused", False):
+            self.resume_reading()
+
+    def has_been_at_work(self) -> bool:
+        """Whether it is answering, or has been given a request since it was last asked."""
+        seen, self._requests_seen = self._requests_seen, self._request_count
+        return not self.is_idle or seen != self._request_count
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything it was given is answered."""
+        waiter = self._next_message
+        return waiter is not None and not waiter.done() and not self._messages and self._payload_parser is None
 
     def data_received(self, data: bytes) -> None:
         if self._refused is not None or self._head_bytes > HEAD_LIMIT:
@@ -65,7 +90,6 @@ class Connection(web.RequestHandler):
         if self._request_count != requests:
             self._body = self._messages[-1][1]
             self._head_bytes = 0
-            self._cancel_head_timer()
             if len(self._messages) > PIPELINE_LIMIT:
                 log.debug("Dropped a client that sent %d requests at once", len(self._messages))
                 self.force_close()
@@ -86,46 +110,16 @@ class Connection(web.RequestHandler):
         """Drop what aiohttp holds back to read it as requests after the one at hand."""
         self._message_tail = b""
 
-    def _cancel_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _drop_slow_head(self) -> None:
-        self._head_timer = None
-        log.debug("Dropped a client that sent no request within %g s", HEAD_TIMEOUT_S)
-        self.force_close()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.is_writable = False
-        if self.on_writable is not None:
-            self.on_writable(False)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.is_writable = True
-        if self.on_writable is not None:
-            self.on_writable(True)
-
-    def eof_received(self) -> None:
-        # A client that closes its sending side has left, as net/http sees it too; the transport closes after this.
-        self._leave()
-
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._cancel_head_timer()
-        self._leave()
         task = self._task_handler
         super().connection_lost(exc)
         if task is not None and self._current_request is None:
             task.cancel()  # may be reading the rest of a body, for seconds; nothing will come
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """The client has left."""
         if self._refused is not None and not self._refused.done():
             self._refused.set_result(None)
-        on_gone, self.on_gone = self.on_gone, None
-        if on_gone is not None:
-            on_gone()
 
     def handle_error(
         self,
@@ -157,15 +151,15 @@ class _Refusal(web.Response):
     So only our side is closed, and what comes is dropped until the client has left, for a while.
     """
 
-    def __init__(self, connection: Connection, gone: asyncio.Future[None], status: int, message: str) -> None:
+    def __init__(self, handler: Handler, gone: asyncio.Future[None], status: int, message: str) -> None:
         body = json.dumps(envelope(status, message)).encode()
         super().__init__(status=status, body=body, content_type="application/json")
-        self._connection = connection
+        self._handler = handler
         self._gone = gone
 
     async def write_eof(self, data: bytes = b"") -> None:
         await super().write_eof(data)
-        transport = self._connection.transport
+        transport = self._handler.transport
         if transport is not None and transport.can_write_eof():  # TLS cannot
             transport.write_eof()
         await asyncio.wait([self._gone], timeout=LINGER_S)
@@ -176,14 +170,19 @@ def _first_line(message: str) -> str:
     return message.partition("\n")[0].rstrip(":. ")[:200]
 
 
+def connection_of(request: web.BaseRequest) -> Connection:
+    """Return the connection that a request came on."""
+    handler = request.protocol
+    assert isinstance(handler, Handler)
+    return handler.connection
+
+
 @contextmanager
 def cancelled_if_gone(request: web.BaseRequest) -> Iterator[None]:
     """Cancel the current task when the request's client leaves before the block has ended."""
-    connection, task = request.protocol, asyncio.current_task()
-    if not isinstance(connection, Connection) or task is None:
-        yield
-        return
-    if connection.transport is None:
+    connection, task = connection_of(request), asyncio.current_task()
+    assert task is not None
+    if connection.has_left or connection.transport.is_closing():
         raise asyncio.CancelledError
     connection.on_gone = task.cancel
     try:
@@ -201,23 +200,62 @@ def _last_if_chunked(make: Callable[..., web.BaseRequest], message: Any, *contex
     return make(message._replace(should_close=True) if message.chunked else message, *context)
 
 
-async def serve(
-    runner: web.AppRunner, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
-) -> list[asyncio.Server]:
-    """Accept connections on bound sockets for an application that has been set up; the caller closes the servers."""
-    manager, loop = runner.server, asyncio.get_running_loop()
-    assert manager is not None
-    manager.request_factory = partial(_last_if_chunked, manager.request_factory)
+class Site:
+    """The listening sockets of an application that has been set up, and the connections that came of them."""
 
-    def connect() -> Connection:
-        return Connection(
-            manager,
-            loop=loop,
-            keepalive_timeout=KEEPALIVE_S,
-            access_log=None,
-            max_line_size=HEADER_LIMIT,
-            max_field_size=HEADER_LIMIT,
-            auto_decompress=False,  # bodies reach the models as they came
-        )
+    def __init__(self, runner: web.AppRunner, express: Express) -> None:
+        self.express = express
+        self.has_tls = False
+        self.connections: set[Connection] = set()
+        self._loop = asyncio.get_running_loop()
+        manager = runner.server
+        assert manager is not None
+        manager.request_factory = partial(_last_if_chunked, manager.request_factory)
+        self._manager = manager
+        self._servers: list[asyncio.Server] = []
+        self._look: asyncio.TimerHandle | None = None
 
-    return [await loop.create_server(connect, sock=sock, ssl=tls, backlog=BACKLOG) for sock in sockets]
+    def make_handler(self, connection: Connection) -> Handler:
+        return Handler(connection, self._manager, self._loop)
+
+    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """Accept connections on bound sockets."""
+        self.has_tls = tls is not None
+        for sock in sockets:
+            server = await self._loop.create_server(
+                lambda: Connection(self, self._loop), sock=sock, ssl=tls, backlog=BACKLOG
+            )
+            self._servers.append(server)
+        self._look_later()
+
+    def stop_listening(self) -> None:
+        """Accept no more connections. Those that are open go on."""
+        for server in self._servers:
+            server.close()
+
+    async def close(self, cut_after_s: float) -> None:
+        """Close all connections, those at work after a while."""
+        self.stop_listening()
+        for connection in tuple(self.connections):
+            connection.close()
+        deadline = self._loop.time() + cut_after_s
+        await self._manager.shutdown(cut_after_s)
+        answering = [connection for connection in self.connections if connection.is_answering]
+        while self._loop.time() < deadline and any(connection.is_answering for connection in answering):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await self.express.close()
+        while self.connections:  # the loop tells them in its next turn
+            for connection in tuple(self.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
+        if self._look is not None:
+            self._look.cancel()
+
+    def _look_later(self) -> None:
+        self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_slow_clients)
+
+    def _look_for_slow_clients(self) -> None:
+        now = self._loop.time()
+        for connection in tuple(self.connections):
+            connection.look(now)
+        self._look_later()

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from llamaswapd.errors import Error
-from llamaswapd.http.server import Connection
+from llamaswapd.http.server import connection_of
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,10 @@ class Streams:
 
 async def until_client_leaves(request: web.Request) -> None:
     """Raise once the client has closed its connection."""
-    connection, gone = request.protocol, asyncio.Event()
-    assert isinstance(connection, Connection)
+    connection, gone = connection_of(request), asyncio.Event()
     connection.on_gone = gone.set
     try:
-        if connection.transport is not None:
+        if not (connection.has_left or connection.transport.is_closing()):
             await gone.wait()
     finally:
         connection.on_gone = None

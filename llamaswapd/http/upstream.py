@@ -7,20 +7,28 @@ in the server's own framing. Nothing here knows of clients, models or leases.
 from __future__ import annotations
 
 import asyncio
-import math
-import socket
 import ssl
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple, Protocol, cast
+from functools import cache
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from llamaswapd.errors import UpstreamError
-from llamaswapd.http.wire import HEAD_LIMIT, Framing, Head, Malformed, UntilClose, framing_of, parse_head
+from llamaswapd.http.link import Link
+from llamaswapd.http.wire import (
+    HEAD_LIMIT,
+    BodyKind,
+    Framing,
+    Malformed,
+    Shape,
+    Templates,
+    UntilClose,
+    framing_of,
+    parse_head,
+)  # fmt: skip
 
 CONNECT_TIMEOUT_S = 30.0
 IDLE_LIMIT_S = 90.0  # an idle connection is closed after this long
-IDLE_CONNECTIONS = 64  # kept per origin
+IDLE_CONNECTIONS = 512  # kept per origin
 RELIEVE_AFTER_S = 0.1  # how long an answer may be awaited before idle connections are given up for it
 
 
@@ -36,7 +44,6 @@ class Origin(NamedTuple):
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
-@lru_cache(maxsize=1024)
 def parse_base(url: str) -> tuple[Origin, str]:
     """Take a model's `proxy` URL apart: where to connect, and the path prefix without a slash at its end."""
     try:
@@ -53,8 +60,11 @@ def parse_base(url: str) -> tuple[Origin, str]:
 class AnswerSink(Protocol):
     """Who gets an answer. Called from the connection's callbacks; must not raise."""
 
-    def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
-        """The final head came, and `data`, the part of the body that came with it; may be empty."""
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+        """The final head came, and `data`, the part of the body that came with it; may be empty.
+
+        `framing`: None if `data` is the whole answer, as its length says.
+        """
 
     def on_data(self, data: bytes) -> None:
         """More of the body came."""
@@ -69,7 +79,12 @@ class AnswerSink(Protocol):
         """The server takes no more of the request for now, or takes it again."""
 
 
-class Upstream(asyncio.Protocol):
+READ_BYTES = 64 * 1024
+_read_buffer = memoryview(bytearray(READ_BYTES))
+_templates = Templates(parse_head)
+
+
+class Upstream(Link):
     """One connection to a model's server.
 
         upstream.send(sink, head, is_head=False, complete=True)
@@ -78,26 +93,30 @@ class Upstream(asyncio.Protocol):
     used again.
     """
 
-    transport: asyncio.Transport
+    __slots__ = (
+        "_excess", "_framing", "_head", "_is_paused", "_keeps_alive", "_received", "_request_sent", "_sink",
+        "_to_head_request", "_unframe", "awaiting_since", "idle_since", "is_used", "pool",
+    )  # fmt: skip
 
-    def __init__(self, pool: Pool, origin: Origin) -> None:
-        self.origin = origin
+    def __init__(self, pool: OriginPool) -> None:
+        super().__init__(has_tls=pool.origin.tls)
+        self.pool = pool
         self.idle_since = 0.0
+        self.awaiting_since: float | None = None  # since when the head of an answer is awaited
         self.is_used = False  # has carried a whole exchange before
-        self._pool = pool
         self._sink: AnswerSink | None = None
         self._unframe = False
         self._excess = False  # bytes came behind the end of the answer
         self._is_paused = False
         self._head = b""  # of an answer whose head is not complete
-        self._answer: Head | None = None
+        self._keeps_alive = False  # the answer at hand says so
         self._framing: Framing | None = None
         self._to_head_request = False
         self._request_sent = False
         self._received = False
 
     def __repr__(self) -> str:
-        return f"<Upstream {self.origin} {'busy' if self._sink else 'idle'}>"
+        return f"<Upstream {self.pool.origin} {'busy' if self._sink else 'idle'}>"
 
     # ---- the request
 
@@ -109,25 +128,22 @@ class Upstream(asyncio.Protocol):
         """
         self._sink = sink
         self._unframe = unframe
-        self._answer = self._framing = None
+        self._framing = None
         self._to_head_request = is_head
         self._request_sent = complete
         self._received = False
-        self._pool.answer_awaited(self)
-        self.transport.write(data)
-
-    def write(self, data: bytes) -> None:
-        """Send more of the request."""
-        if not self.transport.is_closing():
-            self.transport.write(data)
+        pool = self.pool
+        self.awaiting_since = pool.loop.time()
+        if pool.relief is None:
+            pool.relieve_later()
+        self.write(data)
 
     def end_request(self) -> None:
         self._request_sent = True
 
     def abort(self) -> None:
         """Give the exchange up: the sink hears nothing more, the server sees its connection end."""
-        self._sink = None
-        self._pool.answer_came(self)
+        self._sink = self.awaiting_since = None
         self.transport.abort()
 
     def pause_writing(self) -> None:
@@ -150,13 +166,11 @@ class Upstream(asyncio.Protocol):
             self._is_paused = False
             self.transport.resume_reading()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
 
-    def data_received(self, data: bytes) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
+        data = _read_buffer[:nbytes].tobytes()
         self._received = True
         try:
             if self._framing is None:
@@ -164,7 +178,7 @@ class Upstream(asyncio.Protocol):
             else:
                 self._read_body(self._framing, data)
         except Malformed as error:
-            self._fail(NotHttp(f"{self.origin} does not answer in HTTP: {error}"))
+            self._fail(NotHttp(f"{self.pool.origin} does not answer in HTTP: {error}"))
 
     def _read_head(self, data: bytes) -> None:
         if self._sink is None:  # bytes nobody asked for
@@ -172,25 +186,47 @@ class Upstream(asyncio.Protocol):
             return
         if self._head:
             data = self._head + data
+        pool = self.pool
+        shape = pool.last_shape
+        digits = shape.fit(data) if shape is not None else None
+        if shape is not None and digits is not None:
+            data = data[shape.fixed + len(digits) :]
+        else:
+            found = self._read_new_head(data)
+            if found is None:
+                self._head = data
+                return
+            shape, digits, data = found
+            pool.last_shape = shape if shape.is_reusable else None
+        self._head = b""
+        self.awaiting_since = None
+        self._keeps_alive = shape.keeps_alive
+        if shape.body is BodyKind.LENGTH and int(digits) == len(data) and not (self._to_head_request or self._unframe):
+            self._excess = False
+            self._sink.on_head(shape, digits, None, data)
+            self._end()
+            return
+        self._framing = framing = framing_of(shape, digits, to_head_request=self._to_head_request)
+        self._sink.on_head(shape, digits, framing, self._advance(framing, data))
+        if framing.ended:
+            self._end()
+
+    def _read_new_head(self, data: bytes) -> tuple[Shape, bytes, bytes] | None:
+        """Return what a head says, its digits, and what comes behind it; None if it is not complete."""
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0:
                 self._check_unfinished_head(data)
-                self._head = data
-                return
-            head = parse_head(data[:end])
+                return None
+            found = _templates.read(data[: end + 4])
+            assert found is not None
             data = data[end + 4 :]
-            if head.status == 101:
+            shape, digits = found
+            # Interim answers are dropped: they say nothing that a client of ours has to know.
+            if shape.status >= 200:
+                return shape, digits, data
+            if shape.status == 101:
                 raise Malformed("it switches protocols without being asked to")
-            # Other interim answers are dropped: they say nothing that a client of ours has to know.
-            if head.status >= 200:
-                break
-        self._head = b""
-        self._pool.answer_came(self)
-        self._answer = head
-        self._framing = framing_of(head, to_head_request=self._to_head_request)
-        self._sink.on_head(head, self._framing, self._advance(self._framing, data))
-        self._end_if_complete()
 
     @staticmethod
     def _check_unfinished_head(data: bytes) -> None:
@@ -207,7 +243,8 @@ class Upstream(asyncio.Protocol):
         data = self._advance(framing, data)
         if data:
             self._sink.on_data(data)
-        self._end_if_complete()
+        if framing.ended:
+            self._end()
 
     def _advance(self, framing: Framing, data: bytes) -> bytes:
         """Move the framing over `data`; return what of it the sink gets."""
@@ -218,44 +255,35 @@ class Upstream(asyncio.Protocol):
             return b"".join(content)
         return data[:taken] if self._excess else data
 
-    def _end_if_complete(self) -> None:
-        framing, sink = self._framing, self._sink
-        if framing is None or sink is None or not framing.ended:
-            return
+    def _end(self) -> None:
+        """The answer is complete."""
+        sink = self._sink
         self._sink = self._framing = None
-        if self._can_be_used_again():
+        if sink is None:  # the client left while it was told the last bytes
+            return
+        if self._request_sent and self._keeps_alive and not self._excess and not self.transport.is_closing():
             self.is_used = True
             self.resume_reading()
-            self._pool.keep(self)
+            self.pool.keep(self)
         else:
             self.transport.abort()
         sink.on_end()
 
-    def _can_be_used_again(self) -> bool:
-        assert self._answer is not None
-        return (
-            self._request_sent
-            and not self._excess
-            and self._answer.is_http11
-            and b"close" not in self._answer.names_in(b"connection")
-            and not self.transport.is_closing()
-        )
-
     def eof_received(self) -> None:
         if isinstance(self._framing, UntilClose):
-            self._framing.ended = True
-            self._end_if_complete()
+            self._keeps_alive = False
+            self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pool.forget(self)
+        self.pool.forget(self)
         how = "broke the connection" if exc is not None else "closed the connection"
         when = "in the middle of its answer" if self._framing is not None else "before it answered"
-        message = f"{self.origin} {how} {when}"
-        self._fail(Stale(message) if self.is_used and not self._received else UpstreamError(message))
+        message = f"{self.pool.origin} {how} {when}"
+        self._fail(Stale(message, self.pool) if self.is_used and not self._received else UpstreamError(message))
 
     def _fail(self, error: UpstreamError) -> None:
         sink, self._sink = self._sink, None
-        self._pool.answer_came(self)
+        self.awaiting_since = None
         self.transport.abort()
         if sink is not None:
             sink.on_failure(error)
@@ -264,121 +292,129 @@ class Upstream(asyncio.Protocol):
 class Stale(UpstreamError):
     """A kept connection turned out to be closed before anything of an answer came: the request may be sent again."""
 
+    def __init__(self, message: str, pool: OriginPool) -> None:
+        super().__init__(message)
+        self.pool = pool
+
 
 class NotHttp(UpstreamError):
     """The server answered what cannot be read: it is alive, and no reason of systemd's will explain it."""
+
+
+class OriginPool:
+    """The connections to one server."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.loop = asyncio.get_running_loop()  # asking is a system call before Python 3.12
+        self.last_shape: Shape | None = None  # of its last answer; the next one is alike
+        self.relief: asyncio.TimerHandle | None = None
+        self._all: set[Upstream] = set()
+        self._idle: list[Upstream] = []  # the one used last at the end
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def take(self) -> Upstream | None:
+        """Return an idle connection, the one used last."""
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.transport.is_closing():
+                return upstream
+        return None
+
+    async def connect(self) -> Upstream:
+        """Open a connection; raises UpstreamError."""
+        origin = self.origin
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, upstream = await self.loop.create_connection(
+                    lambda: Upstream(self), origin.host, origin.port, ssl=_tls_context() if origin.tls else None
+                )
+        except TimeoutError:
+            raise UpstreamError(f"{origin} does not take connections: nothing for {CONNECT_TIMEOUT_S:g} s") from None
+        except OSError as error:
+            raise UpstreamError(f"{origin} does not take connections: {error.strerror or error}") from error
+        self._all.add(upstream)
+        return upstream
+
+    def keep(self, upstream: Upstream) -> None:
+        """Take a connection back whose exchange has ended well."""
+        if len(self._idle) >= IDLE_CONNECTIONS:
+            upstream.transport.abort()
+            return
+        upstream.idle_since = self.loop.time()
+        self._idle.append(upstream)
+        if self._sweep is None:
+            self._sweep = self.loop.call_later(IDLE_LIMIT_S, self._close_idle)
+
+    def forget(self, upstream: Upstream) -> None:
+        """A connection has ended."""
+        self._all.discard(upstream)
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def close(self) -> None:
+        """Close the idle connections; those at work end with their requests."""
+        for timer in (self._sweep, self.relief):
+            if timer is not None:
+                timer.cancel()
+        self._sweep = self.relief = None
+        self._close_all_idle()
+
+    def _close_all_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for upstream in idle:
+            upstream.transport.abort()
+
+    def relieve_later(self) -> None:
+        """See to it that a request does not wait for the idle connections to its server to end.
+
+        llama.cpp's server has a thread for each connection, for as long as that is open, and not always one more. A
+        request beyond them is not looked at until one of the idle connections ends, which by itself takes 5 s.
+        """
+        self.relief = self.loop.call_later(RELIEVE_AFTER_S, self._relieve)
+
+    def _relieve(self) -> None:
+        self.relief = None
+        awaiting = [upstream.awaiting_since for upstream in self._all if upstream.awaiting_since is not None]
+        if awaiting and min(awaiting) <= self.loop.time() - RELIEVE_AFTER_S:
+            self._close_all_idle()
+        if awaiting:
+            self.relieve_later()
+
+    def _close_idle(self) -> None:
+        """Close what was idle for too long; look again when the next one may be."""
+        oldest_allowed = self.loop.time() - IDLE_LIMIT_S
+        for upstream in self._idle:
+            if upstream.idle_since <= oldest_allowed:
+                upstream.transport.abort()
+        self._idle = [upstream for upstream in self._idle if upstream.idle_since > oldest_allowed]
+        self._sweep = (
+            self.loop.call_at(self._idle[0].idle_since + IDLE_LIMIT_S, self._close_idle) if self._idle else None
+        )
 
 
 class Pool:
     """The connections to all models' servers."""
 
     def __init__(self) -> None:
-        self._idle: dict[Origin, list[Upstream]] = {}
-        self._awaiting: dict[Origin, dict[Upstream, float]] = {}  # since when, the longest first
-        self._relief: dict[Origin, asyncio.TimerHandle] = {}
-        self._sweep: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._by_url: dict[str, tuple[OriginPool, str]] = {}
+        self._by_origin: dict[Origin, OriginPool] = {}
 
-    def take(self, origin: Origin) -> Upstream | None:
-        """Return an idle connection, the one used last."""
-        idle = self._idle.get(origin)
-        while idle:
-            upstream = idle.pop()
-            if not upstream.transport.is_closing():
-                return upstream
-        return None
-
-    async def connect(self, origin: Origin) -> Upstream:
-        """Open a connection; raises UpstreamError."""
-        loop = asyncio.get_running_loop()
-        factory: Callable[[], Upstream] = lambda: Upstream(self, origin)  # noqa: E731
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, upstream = await loop.create_connection(
-                    factory, origin.host, origin.port, ssl=self._tls_context() if origin.tls else None
-                )
-        except TimeoutError:
-            raise UpstreamError(f"{origin} does not take connections: nothing for {CONNECT_TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise UpstreamError(f"{origin} does not take connections: {error.strerror or error}") from error
-        return upstream
-
-    def keep(self, upstream: Upstream) -> None:
-        """Take a connection back whose exchange has ended well."""
-        loop = asyncio.get_running_loop()
-        idle = self._idle.setdefault(upstream.origin, [])
-        if len(idle) >= IDLE_CONNECTIONS:
-            upstream.transport.abort()
-            return
-        upstream.idle_since = loop.time()
-        idle.append(upstream)
-        if self._sweep is None:
-            self._sweep = loop.call_later(IDLE_LIMIT_S, self._close_idle)
-
-        self._relieve_later(upstream.origin)
-
-    def answer_awaited(self, upstream: Upstream) -> None:
-        """A request is on its way."""
-        self._awaiting.setdefault(upstream.origin, {})[upstream] = asyncio.get_running_loop().time()
-        self._relieve_later(upstream.origin)
-
-    def answer_came(self, upstream: Upstream) -> None:
-        """Its answer has begun, or will not come."""
-        if awaiting := self._awaiting.get(upstream.origin):
-            awaiting.pop(upstream, None)
-
-    def forget(self, upstream: Upstream) -> None:
-        """A connection has ended."""
-        idle = self._idle.get(upstream.origin)
-        if idle and upstream in idle:
-            idle.remove(upstream)
+    def of(self, url: str) -> tuple[OriginPool, str]:
+        """Return the connections for a model's `proxy`, and the prefix of its paths; raises UpstreamError."""
+        found = self._by_url.get(url)
+        if found is None:
+            origin, prefix = parse_base(url)
+            pool = self._by_origin.setdefault(origin, OriginPool(origin))
+            found = self._by_url[url] = pool, prefix
+        return found
 
     def close(self) -> None:
         """Close the idle connections; those at work end with their requests."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        for timer in self._relief.values():
-            timer.cancel()
-        self._relief.clear()
-        for upstream in [upstream for idle in self._idle.values() for upstream in idle]:
-            upstream.transport.abort()
-        self._idle.clear()
+        for pool in self._by_origin.values():
+            pool.close()
 
-    def _relieve_later(self, origin: Origin) -> None:
-        """See to it that a request does not wait for the idle connections to its server to end.
 
-        llama.cpp's server has a thread for each connection, for as long as that is open, and not always one more. A
-        request beyond them is not looked at until one of the idle connections ends, which by itself takes 5 s.
-        """
-        awaiting = self._awaiting.get(origin)
-        if awaiting and self._idle.get(origin) and origin not in self._relief:
-            due = next(iter(awaiting.values())) + RELIEVE_AFTER_S
-            self._relief[origin] = asyncio.get_running_loop().call_at(due, self._relieve, origin)
-
-    def _relieve(self, origin: Origin) -> None:
-        del self._relief[origin]
-        longest = next(iter(self._awaiting[origin].values()), math.inf)
-        if asyncio.get_running_loop().time() >= longest + RELIEVE_AFTER_S:
-            for upstream in self._idle.pop(origin, ()):
-                upstream.transport.abort()
-        self._relieve_later(origin)
-
-    def _close_idle(self) -> None:
-        """Close what was idle for too long; look again when the next one may be."""
-        loop = asyncio.get_running_loop()
-        oldest_allowed = loop.time() - IDLE_LIMIT_S
-        for origin, idle in list(self._idle.items()):
-            for upstream in idle:
-                if upstream.idle_since <= oldest_allowed:
-                    upstream.transport.abort()
-            self._idle[origin] = [upstream for upstream in idle if upstream.idle_since > oldest_allowed]
-            if not self._idle[origin]:
-                del self._idle[origin]
-        earliest = min((idle[0].idle_since for idle in self._idle.values()), default=None)
-        self._sweep = None if earliest is None else loop.call_at(earliest + IDLE_LIMIT_S, self._close_idle)
-
-    def _tls_context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
+@cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()

@@ -1,4 +1,4 @@
-"""What the bytes of an answer mean: its head, and where its body ends.
+"""What the bytes of an answer mean: its head, and where its body ends; and what heads have in common.
 
 A minimal, strict reader of HTTP/1.1 answers (RFC 9112). It never copies or changes a body: the scanners only say how
 many of the bytes that arrived belong to the answer, so that the relay can pass them on as they are. No socket, no loop.
@@ -7,17 +7,26 @@ many of the bytes that arrived belong to the answer, so that the relay can pass 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import lru_cache
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 HEAD_LIMIT = 64 * 1024  # bytes of an answer's head; also of its trailers
+LENGTH_DIGITS = 18  # of a Content-Length
+TEMPLATES_KEPT = 512
+TEMPLATE_LIMIT = 4 * 1024  # bytes of a head whose template is kept
+NO_HEAD = b"\0"  # nothing begins so
 LINE_LIMIT = 4 * 1024  # bytes of a chunk's size line with its extensions
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n\0]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_CHUNK_SIZE = re.compile(
+    rb"([0-9A-Fa-f]{1,15})[ \t]*"
+    rb"(?:;[ \t]*" + _TOKEN + rb"[ \t]*(?:=[ \t]*(?:" + _TOKEN + rb'|"[^"\\\x00-\x08\x0a-\x1f\x7f]*")[ \t]*)?)*'
+)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
@@ -26,6 +35,15 @@ class Malformed(Exception):
 
 
 # ---- the head ------------------------------------------------------------------------------------------------------
+
+
+class BodyKind(Enum):
+    """How the end of a body is found (RFC 9112 section 6.3)."""
+
+    NONE = auto()
+    LENGTH = auto()
+    CHUNKED = auto()
+    UNTIL_CLOSE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +55,146 @@ class Field:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """An answer's status line and header fields, in their order."""
+class Template:
+    """A head but for the digits of its length: programs send the same one again and again.
 
-    status: int
-    is_http11: bool
-    status_line: bytes
-    fields: Sequence[Field]
+    Two heads that differ in nothing but the number in one line mean the same, if there is no second such line. So what
+    was found out about one need not be found out again.
+    """
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Yield the fields as text, name and value."""
-        return ((field.name.decode(), field.value.decode("utf-8", "surrogateescape")) for field in self.fields)
+    __slots__ = ("before", "behind", "fixed")
 
-    def values(self, name: bytes) -> list[bytes]:
-        return [field.value for field in self.fields if field.name == name]
+    def __init__(self, head: bytes, digits: bytes) -> None:
+        """`head`: with the blank line at its end; `digits`: of its length, as they were read, b"" if it has none."""
+        start, end = find_length(head)
+        self.fixed = start + len(head) - end  # bytes of it without the digits
+        self.before, self.behind = head[:start], head[end:]
+        if head[start:end] != digits or head.lower().count(b"\r\ncontent-length") > 1:
+            self.before = self.behind = NO_HEAD
 
-    def names_in(self, name: bytes) -> set[bytes]:
-        """The members of a comma-separated list field such as Connection, in lower case."""
-        return {part.strip() for value in self.values(name) for part in value.lower().split(b",")}
+    @property
+    def is_reusable(self) -> bool:
+        return self.before is not NO_HEAD
+
+    def fit(self, data: bytes) -> bytes | None:
+        """Return the digits (b"" if it has none) if `data` begins with such a head, else None."""
+        if not data.startswith(self.before):
+            return None
+        if not self.behind:
+            return b""
+        start = len(self.before)
+        end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
+        digits = data[start:end]
+        return digits if end > start and digits.isdigit() and data.startswith(self.behind, end) else None
 
 
-def _parse_field(line: bytes) -> Field:
+def find_length(head: bytes) -> tuple[int, int]:
+    """Return where the digits of a length stand, from and to; the end of the head twice if they are not found."""
+    at = head.find(b"\r\nContent-Length: ")
+    if at < 0:
+        at = head.find(b"\r\ncontent-length: ")
+    if at >= 0:
+        start = at + 18
+        end = head.find(b"\r", start)
+        if 0 < end - start <= LENGTH_DIGITS and head[start:end].isdigit():
+            return start, end
+    return len(head), len(head)
+
+
+T = TypeVar("T", bound=Template)
+
+
+class Templates(Generic[T]):
+    """The templates of the heads that came last, bounded in number and size."""
+
+    def __init__(self, read: Callable[[bytes], tuple[T, bytes] | None]) -> None:
+        self._read = read
+        self._kept: dict[tuple[bytes, bytes], T] = {}
+
+    def read(self, head: bytes) -> tuple[T, bytes] | None:
+        """Return what a head says, with its blank line, and the digits of its length; None as `read` returns it."""
+        start, end = find_length(head)
+        known = self._kept.get((head[:start], head[end:]))
+        if known is not None:
+            return known, head[start:end]
+        found = self._read(head)
+        if found is not None and found[0].is_reusable and len(head) <= TEMPLATE_LIMIT:
+            if len(self._kept) >= TEMPLATES_KEPT:
+                self._kept.clear()
+            self._kept[head[:start], head[end:]] = found[0]
+        return found
+
+
+class Shape(Template):
+    """What an answer's head says."""
+
+    __slots__ = ("body", "fields", "is_event_stream", "is_http11", "keeps_alive", "rendered", "status", "status_line")
+
+    def __init__(self, head: bytes, digits: bytes, status_line: bytes, fields: Sequence[Field]) -> None:
+        super().__init__(head, digits)
+        match = _STATUS_LINE.fullmatch(status_line)
+        if match is None:
+            raise Malformed(f"bad status line {status_line[:100]!r}")
+        self.status = int(match[2])
+        self.is_http11 = match[1] == b"1"
+        self.status_line = status_line
+        self.fields = fields
+        self.body = _body_kind(self.status, fields)
+        self.keeps_alive = self.is_http11 and b"close" not in names_in(fields, b"connection")
+        self.is_event_stream = any(b"text/event-stream" in kind.lower() for kind in values_of(fields, b"content-type"))
+        # By (is HTTP/1.1, keep the connection): what a client is sent, before and behind the digits of the length.
+        self.rendered: dict[tuple[bool, bool], tuple[bytes, bytes | None]] = {}
+
+    def pairs(self, digits: bytes) -> Iterator[tuple[str, str]]:
+        """Yield the fields of such a head as text, name and value."""
+        for field in self.fields:
+            value = digits if field.name == b"content-length" else field.value
+            yield field.name.decode(), value.decode("utf-8", "surrogateescape")
+
+
+def values_of(fields: Sequence[Field], name: bytes) -> list[bytes]:
+    return [field.value for field in fields if field.name == name]
+
+
+def names_in(fields: Sequence[Field], name: bytes) -> set[bytes]:
+    """The members of a comma-separated list field such as Connection, in lower case."""
+    return {part.strip() for value in values_of(fields, name) for part in value.lower().split(b",")}
+
+
+def _body_kind(status: int, fields: Sequence[Field]) -> BodyKind:
+    if status < 200 or status in (204, 304):
+        return BodyKind.NONE
+    codings = values_of(fields, b"transfer-encoding")
+    if codings:
+        lines = [field.line.lower() for field in fields if field.name == b"transfer-encoding"]
+        if [coding.lower() for coding in codings] != [b"chunked"] or not lines[0].endswith(b"chunked"):
+            raise Malformed(f"unknown transfer encoding {b', '.join(codings)[:100]!r}")
+        return BodyKind.CHUNKED
+    lengths = values_of(fields, b"content-length")
+    if not lengths:
+        return BodyKind.UNTIL_CLOSE
+    if len(set(lengths)) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
+        raise Malformed(f"bad Content-Length {b', '.join(lengths)[:100]!r}")
+    return BodyKind.LENGTH
+
+
+def parse_field(line: bytes) -> Field:
+    """Take a header line apart; raises Malformed."""
     match = _FIELD.fullmatch(line)
     if match is None:
         raise Malformed(f"bad header line {line[:100]!r}")
     return Field(line, match[1].lower(), match[2])
 
 
-# Servers send the same lines again and again; what a line means never changes. Long lines would make the cache large.
-_parse_short_field = lru_cache(maxsize=2048)(_parse_field)
+_parse_short_field = lru_cache(maxsize=2048)(parse_field)
 
 
-def parse_head(head: bytes) -> Head:
-    """Read an answer's head, without the blank line at its end."""
-    status_line, *lines = head.split(b"\r\n")
-    match = _STATUS_LINE.fullmatch(status_line)
-    if match is None:
-        raise Malformed(f"bad status line {status_line[:100]!r}")
-    fields = [_parse_short_field(line) if len(line) <= 256 else _parse_field(line) for line in lines]
-    return Head(int(match[2]), match[1] == b"1", status_line, fields)
+def parse_head(head: bytes) -> tuple[Shape, bytes]:
+    """Read an answer's head, with the blank line at its end; return what it says and the digits of its length."""
+    status_line, *lines = head[:-4].split(b"\r\n")
+    fields = [_parse_short_field(line) if len(line) <= 256 else parse_field(line) for line in lines]
+    digits = next(iter(values_of(fields, b"content-length")), b"")
+    return Shape(head, digits, status_line, fields), digits
 
 
 # ---- the body ------------------------------------------------------------------------------------------------------
@@ -126,18 +244,19 @@ class Chunked:
 
     def __init__(self) -> None:
         self.ended = False
+        self._awaits = _SIZE  # which line comes next
         self._data_left = 0  # of the chunk being read
         self._line = b""  # an unfinished line
-        self._read_line = self._size_line
         self._trailer_bytes = 0
 
     @property
     def between_chunks(self) -> bool:
         """Whether a chunk of our own may be put in here."""
-        return self._data_left == 0 and not self._line and self._read_line == self._size_line
+        return self._awaits is _SIZE and not self._line
 
     def take(self, data: bytes, content: list[bytes] | None = None) -> int:
-        at, size = 0, len(data)
+        size = len(data)
+        at = self._take_whole_chunks(data, size) if content is None and self.between_chunks else 0
         while at < size and not self.ended:
             if self._data_left:
                 step = min(self._data_left, size - at)
@@ -161,27 +280,43 @@ class Chunked:
         return at
 
     @staticmethod
+    def _take_whole_chunks(data: bytes, size: int) -> int:
+        """Pass over the chunks that begin with `data` and are all there, as most tokens are; what is odd is left."""
+        at = 0
+        while (end := data.find(b"\r\n", at, at + 10)) > 0:
+            length = _chunk_size(data[at:end])
+            behind = end + length + 4
+            if not length or data[behind - 2 : behind] != b"\r\n":
+                break
+            at = behind
+            if at == size:
+                break
+        return at
+
+    @staticmethod
     def _check_length(line: bytes) -> None:
         if len(line) > LINE_LIMIT:
             raise Malformed(f"line of more than {LINE_LIMIT} bytes in a chunked body")
 
-    def _size_line(self, line: bytes) -> None:
-        self._data_left = _chunk_size(line)
-        self._read_line = self._after_data if self._data_left else self._trailer_line
-
-    def _after_data(self, line: bytes) -> None:
-        if line:
-            raise Malformed("a chunk is longer than its size says")
-        self._read_line = self._size_line
-
-    def _trailer_line(self, line: bytes) -> None:
-        self._trailer_bytes += len(line)
-        if self._trailer_bytes > HEAD_LIMIT:
-            raise Malformed(f"more than {HEAD_LIMIT} bytes of trailers")
-        if line:
-            _parse_field(line)
+    def _read_line(self, line: bytes) -> None:
+        if self._awaits is _SIZE:
+            self._data_left = _chunk_size(line)
+            self._awaits = _AFTER_DATA if self._data_left else _TRAILER
+        elif self._awaits is _AFTER_DATA:
+            if line:
+                raise Malformed("a chunk is longer than its size says")
+            self._awaits = _SIZE
         else:
-            self.ended = True
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > HEAD_LIMIT:
+                raise Malformed(f"more than {HEAD_LIMIT} bytes of trailers")
+            if line:
+                parse_field(line)
+            else:
+                self.ended = True
+
+
+_SIZE, _AFTER_DATA, _TRAILER = "size", "after data", "trailer"
 
 
 @lru_cache(maxsize=1024)
@@ -192,18 +327,10 @@ def _chunk_size(line: bytes) -> int:
     return int(match[1], 16)
 
 
-def framing_of(head: Head, *, to_head_request: bool) -> Framing:
-    """Return how the body of an answer is delimited (RFC 9112 section 6.3)."""
-    if to_head_request or head.status < 200 or head.status in (204, 304):
+def framing_of(shape: Shape, digits: bytes, *, to_head_request: bool) -> Framing:
+    """Return what finds the end of an answer's body."""
+    if shape.body is BodyKind.NONE or to_head_request:
         return Length(0)
-    codings = head.values(b"transfer-encoding")
-    if codings:
-        if [coding.lower() for coding in codings] != [b"chunked"]:
-            raise Malformed(f"unknown transfer encoding {b', '.join(codings)[:100]!r}")
-        return Chunked()
-    lengths = head.values(b"content-length")
-    if not lengths:
-        return UntilClose()
-    if len(set(lengths)) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
-        raise Malformed(f"bad Content-Length {b', '.join(lengths)[:100]!r}")
-    return Length(int(lengths[0]))
+    if shape.body is BodyKind.LENGTH:
+        return Length(int(digits))
+    return Chunked() if shape.body is BodyKind.CHUNKED else UntilClose()

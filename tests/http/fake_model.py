@@ -88,6 +88,8 @@ class FakeModel:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for _ in range(3):
+            await asyncio.sleep(0)  # connections that have been closed are gone some turns of the loop later
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
@@ -153,6 +155,9 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
         self._engine.leases -= 1
 
     async def granted(self) -> None:
@@ -162,7 +167,7 @@ class Lease:
             raise self._engine.failure
 
     async def cause(self) -> str | None:
-        return self._engine.cause
+        return await self._engine.explain()
 
 
 class LeasingEngine(Engine):
@@ -177,8 +182,15 @@ class LeasingEngine(Engine):
         self.failure: Exception | None = None
         self.cause: str | None = None
 
+    async def explain(self) -> str | None:
+        return self.cause
+
     def lease(self, model_id: str) -> Lease:
         return Lease(self, self.config.models[model_id])
+
+    def lease_now(self, model: ModelConfig) -> Lease | None:
+        lease = Lease(self, model)
+        return lease.__enter__() if lease.is_granted else None
 
 
 @asynccontextmanager

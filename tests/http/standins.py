@@ -152,6 +152,8 @@ class House:
         for client in self._clients:
             client.close()
         await self.front.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # connections that have been closed are gone some turns of the loop later
 
 
 @asynccontextmanager

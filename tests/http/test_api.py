@@ -222,7 +222,7 @@ async def test_a_live_stream_has_no_history() -> None:
         it.write_own_line("one")
         own = await it.stream("/logs/stream/proxy?no-history")
         models = await it.stream("/logs/stream/upstream?no-history=0")
-        await it.until(lambda: it.observer.log.lines.is_watched and it.engine.followers == 1)
+        await it.until(lambda: it.observer.log.lines.members and it.engine.followers == 1)
         it.write_own_line("two")
         it.engine.live.put_nowait(("b", "three"))
         assert await own.text_until("two\n") == "[INFO] two\n"
@@ -253,7 +253,7 @@ async def test_the_combined_stream_mixes_what_log_to_stdout_selects() -> None:
     async with house(log_house("both")) as it:
         it.write_own_line("one")
         client = await it.stream("/logs/stream")
-        await it.until(lambda: it.observer.log.lines.is_watched)
+        await it.until(lambda: it.observer.log.lines.members)
         it.engine.live.put_nowait(("b", "live"))
         text = await client.text_until("live\n")
         it.write_own_line("two")

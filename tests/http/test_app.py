@@ -274,12 +274,12 @@ async def test_only_header_names_are_allowed_in_a_preflight() -> None:
 
 
 async def test_each_request_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llamaswapd.http")
+    caplog.set_level(logging.INFO, "llamaswapd")
     async with house(Engine()) as it:
         await it.ask("/running?x=%0A", "User-Agent: \udcff tool", "X-Forwarded-For: 10.1.2.3, 10.0.0.1")
         await it.ask("/wol-health")
         await it.ask("/nothing", "X-Real-IP: 10.9.9.9", method="POST")
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Request ")]
+    lines = [line for record in caplog.records for line in record.getMessage().split("\n")]
     assert [line.rpartition(" ")[0] for line in lines] == [
         r'Request 10.1.2.3 "GET /running HTTP/1.1" 200 15 "\udcff tool"',
         'Request 10.9.9.9 "POST /nothing HTTP/1.1" 404 19 ""',

@@ -10,6 +10,7 @@ from standins import Client, Engine, House, house, model
 
 from llamaswapd.core.lifecycle import State
 from llamaswapd.errors import UnitError
+from llamaswapd.observe import InflightEntry
 
 
 class Reader:
@@ -70,7 +71,7 @@ async def test_a_reader_is_first_told_how_things_are() -> None:
     engine.become("b", State.STARTING)
     async with house(engine) as it:
         it.write_own_line("own")
-        it.observer.inflight.begin("a", "POST", "/v1/chat/completions", CIMultiDict(), "10.0.0.1")
+        it.observer.inflight.add(InflightEntry("a", "POST", "/v1/chat/completions", CIMultiDict(), "10.0.0.1"))
         events = await Reader(await it.stream("/api/events")).events(6)
     assert [kind for kind, _ in events] == [
         "logData",
@@ -126,16 +127,18 @@ async def test_a_request_in_flight_is_told_from_begin_to_end() -> None:
     async with house(Engine(model("m"))) as it:
         reader = await watch(it)
         headers = CIMultiDict({"x-session-id": "s", "authorization": "Bearer secret"})
-        entry = it.observer.inflight.begin("m", "POST", "/v1/embeddings", headers, "10.0.0.1")
+        entry = InflightEntry("m", "POST", "/v1/embeddings", headers, "10.0.0.1")
+        it.observer.inflight.add(entry)
         began = await reader.next_of("inflight")
-        entry.answered(200, [("content-type", "application/json")])
+        entry.size = 5
+        it.observer.inflight.tell(entry)
         answered = await reader.next_of("inflight")
-        entry.end()
+        it.observer.inflight.remove(entry)
         ended = await reader.next_of("inflight")
     assert began["operation"] == answered["operation"] == "upsert"
     assert began["request"]["req_headers"] == {"X-Session-Id": "s", "Authorization": "[REDACTED]"}
     assert (began["request"]["req_path"], began["request"]["resp_headers"]) == ("/v1/embeddings", {})
-    assert answered["request"]["resp_headers"] == {"Content-Type": "application/json"}
+    assert answered["request"]["resp_bytes"] == 5
     assert ended == {"operation": "remove", "id": began["request"]["id"]}
 
 
@@ -172,14 +175,14 @@ async def test_a_reader_that_leaves_leaves_nothing_behind() -> None:
         clients = [await it.stream("/api/events") for _ in range(5)]
         for client in clients:
             await Reader(client).events(6)
-        assert (it.engine.followers, it.observer.events.is_watched) == (5, True)
+        assert (it.engine.followers, bool(it.observer.events.members)) == (5, True)
         clients[0].writer.transport.abort()
         for client in clients[1:]:
             client.close()
         await it.front.drained()
         assert it.engine.followers == 0
-        assert not it.observer.events.is_watched
-        assert not it.observer.log.lines.is_watched
+        assert not it.observer.events.members
+        assert not it.observer.log.lines.members
 
 
 async def test_a_slow_reader_holds_up_nobody_and_learns_the_present_state_in_the_end() -> None:
@@ -214,7 +217,7 @@ async def test_a_reader_that_reads_nothing_does_not_hold_up_the_end() -> None:
     async with house(engine) as it:
         stalled = Client(*await asyncio.open_connection(sock=narrow_connection(it.port), limit=1))
         await stalled.send("/api/events")
-        await it.until(lambda: it.observer.events.is_watched)
+        await it.until(lambda: it.observer.events.members)
         for _ in range(20):
             engine.become("m", State.READY)
         it.front.close_streams()

@@ -9,6 +9,7 @@ from standins import Client, house, model
 
 from llamaswapd.errors import StartError
 from llamaswapd.http import body as body_module
+from llamaswapd.http import server as server_module
 
 
 async def read_all(client: Client) -> bytes:
@@ -437,6 +438,7 @@ async def test_a_request_is_sent_again_only_once_and_only_while_nothing_came() -
 
 async def test_a_body_that_never_ends_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_module, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "LOOK_EVERY_S", 0.01)
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
         client.writer.write(chat(b'{"mod').replace(b"Length: 5", b"Length: 50"))
@@ -446,6 +448,7 @@ async def test_a_body_that_never_ends_is_a_408(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_a_streamed_body_that_never_ends_gives_the_model_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_module, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "LOOK_EVERY_S", 0.01)
     left = asyncio.Event()
 
     async def answer(call: Call) -> None:

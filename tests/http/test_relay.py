@@ -7,10 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from fake_model import OK, Call, chat, fixed, house_of, last
+from fake_model import OK, Call, chat, fixed, house_of, last, until
 from standins import Client, House
 
 from llamaswapd.http import body as body_module
+from llamaswapd.http import upstream as upstream_module
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = CHUNKED + b'5;x="y"\r\nhello\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n'
@@ -208,6 +209,24 @@ async def test_a_client_that_does_not_read_stops_the_model_from_sending() -> Non
         left = total
         while left:
             left -= len(await client.reader.read(1024 * 1024))
+
+
+async def test_many_clients_that_do_not_read_cost_a_bounded_buffer_each() -> None:
+    async def pour(call: Call) -> None:
+        await call.read_body()
+        call.writer.transport.set_write_buffer_limits(high=0)
+        await call.send(CHUNKED)
+        while True:
+            await call.send(b"10000\r\n" + bytes(65536) + b"\r\n")
+
+    async with house_of(pour, concurrency_limit=100) as (it, _):
+        clients = [await connect_slowly(it) for _ in range(50)]
+        for client in clients:
+            client.writer.write(chat())
+        connections = it.front._site.connections  # type: ignore[union-attr]
+        await until(lambda: len(connections) == 50 and not any(each.is_writable for each in connections))
+        buffers = [each.transport.get_write_buffer_size() for each in connections]
+        assert max(buffers) <= 64 * 1024 + 2 * upstream_module.READ_BYTES  # its mark, and what came at once above it
 
 
 async def test_a_model_that_does_not_read_stops_the_client_from_sending() -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import zlib
 
 import pytest
-from fake_model import OK, chat, fixed, house_of, until
+from fake_model import OK, Call, chat, fixed, house_of, until
 
+from llamaswapd.http import connection as connection_module
+from llamaswapd.http import heads
 from llamaswapd.http import server as server_module
 
 
@@ -29,7 +32,7 @@ async def test_what_is_no_request_gets_an_error_answer_and_no_traceback(
         client.writer.write(request_bytes)
         answer = await client.answer()
         assert await client.reader.read() == b""
-        assert it.front._runner.server.connections  # what the client still sends does not reset the connection
+        assert it.front._site.connections  # what the client still sends does not reset the connection
         assert answer.status in statuses
         error = answer.json()["error"]
         assert error["type"] == "invalid_request_error"
@@ -49,6 +52,7 @@ async def test_headers_of_tens_of_kilobytes_are_fine() -> None:
 
 @pytest.mark.parametrize("place", [b"GET /health HTTP/1.1\r\nHost: x\r\n", b"", b"GET /health HTTP/1.1\r\nX"])
 async def test_a_request_head_may_not_grow_without_end(place: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "HEAD_LIMIT", 500)
     monkeypatch.setattr(server_module, "HEAD_LIMIT", 1000)
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
@@ -76,11 +80,34 @@ async def test_a_body_of_any_size_is_no_head(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_client_that_sends_requests_without_end_and_reads_nothing_is_held_back() -> None:
     async with house_of(fixed(OK)) as (it, _):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", it.port))
+        await until(lambda: bool(it.front._site.connections))
+        connection = next(iter(it.front._site.connections))
+        link = connection.transport.get_extra_info("socket")
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        requests = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 5000
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, requests))
+        await until(lambda: not connection.is_writable)
+        assert 0 < len(connection._ahead) <= connection_module.AHEAD_LIMIT + connection_module.READ_BYTES
+        assert connection.transport.get_write_buffer_size() < 128 * 1024
+        sending.cancel()
+        await asyncio.wait((sending,))
+        sock.close()
+
+
+async def test_requests_in_doubt_that_come_without_end_end_the_connection() -> None:
+    async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
-        connection = next(iter(it.front._runner.server.connections))
-        client.writer.write(chat() + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 5000)
-        await until(lambda: connection.transport is None or len(connection._messages) > 1)
-        assert len(connection._messages) <= server_module.PIPELINE_LIMIT or connection._force_close
+        connection = next(iter(it.front._site.connections))
+        client.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX: \xff\r\n\r\n" * 5000)
+        await until(lambda: connection._handler is not None)
+        handler = connection._handler
+        assert handler is not None
+        await until(lambda: handler.transport is None or len(handler._messages) > 1)
+        assert len(handler._messages) <= server_module.PIPELINE_LIMIT or handler._force_close
 
 
 @pytest.mark.parametrize("trailer", ["X-Next: 1", "Content-Length: 2", "x-api-key: k1"])
@@ -95,7 +122,8 @@ async def test_a_trailer_is_no_header_of_the_next_request(trailer: str) -> None:
 
 
 async def test_a_client_that_does_not_finish_its_request_head_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection_module, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "LOOK_EVERY_S", 0.01)
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
         client.writer.write(b"GET /health HTTP/1.1\r\nX")
@@ -103,7 +131,8 @@ async def test_a_client_that_does_not_finish_its_request_head_is_dropped(monkeyp
 
 
 async def test_a_connection_stays_open_once_a_request_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection_module, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "LOOK_EVERY_S", 0.01)
     async with house_of(fixed(OK)) as (it, _):
         client, slow = await it.connect(), await it.connect()
         await client.send("/health")
@@ -114,7 +143,8 @@ async def test_a_connection_stays_open_once_a_request_has_come(monkeypatch: pyte
 
 
 async def test_an_idle_connection_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(connection_module, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(server_module, "LOOK_EVERY_S", 0.01)
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
         await client.send("/health")
@@ -133,6 +163,97 @@ async def test_compressed_bodies_reach_the_model_as_they_came() -> None:
     assert server.calls[0].headers["content-encoding"] == "deflate"
 
 
+async def test_what_is_read_ahead_is_bounded_whatever_aiohttp_pauses_and_resumes() -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        it.engine.ready.clear()
+        client = await it.connect()
+        client.writer.transport.set_write_buffer_limits(high=0)
+        body = b'{"model":"m","pad":"' + b"x" * 140_000 + b'"}'
+        client.writer.write(chat(body) + chat() * 1000)
+        await it.engine.waited.wait()
+        connection = next(iter(it.front._site.connections))  # type: ignore[union-attr]
+        for _ in range(500):
+            client.writer.write(chat() * 500)
+        await until(lambda: connection.is_paused)
+        await asyncio.sleep(0.1)
+        assert len(connection._ahead) <= connection_module.AHEAD_LIMIT + connection_module.READ_BYTES
+        it.engine.ready.set()
+        for _ in range(3):
+            assert (await client.answer()).body == b"ok"
+
+
+async def test_what_comes_behind_the_last_request_of_a_connection_goes_nowhere() -> None:
+    big = b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n" + b"x" * 20_000_000
+    async with house_of(fixed(big)) as (it, server):
+        client = await it.connect()
+        client.writer.write(chat(b'{"model":"m"}', "Connection: close") + chat())
+        assert len(await client.reader.read()) > 20_000_000 or await client.reader.read()
+        while await client.reader.read(1_000_000):
+            pass
+        assert len(server.calls) == 1
+
+
+async def test_a_client_that_does_not_read_its_last_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_S", 0.05)
+    monkeypatch.setattr(server_module, "LOOK_EVERY_S", 0.01)
+    big = b"HTTP/1.1 200 OK\r\nContent-Length: 40000000\r\n\r\n" + b"x" * 40_000_000
+    async with house_of(fixed(big)) as (it, _):
+        client = await it.connect()
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(chat(b'{"model":"m"}', "Connection: close"))
+        await until(lambda: bool(it.front._site.connections))  # type: ignore[union-attr]
+        connection = next(iter(it.front._site.connections))  # type: ignore[union-attr]
+        connection.transport.set_write_buffer_limits(high=100_000_000)  # the whole answer fits
+        await until(lambda: not it.front._site.connections)  # type: ignore[union-attr]
+
+
+async def test_everything_sent_before_a_half_close_is_answered() -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        client = await it.connect()
+        client.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        client.writer.write_eof()
+        assert (await client.reader.read()).count(b"OK") == 6  # status and body
+
+
+async def test_a_drain_waits_for_requests_whose_body_still_comes() -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        client = await it.connect()
+        question = chat(b'{"pad":"' + b"x" * 1000 + b'","model":"m"}')
+        client.writer.write(question[:-20])
+        await until(lambda: any(each._exchange for each in it.front._site.connections))  # type: ignore[union-attr]
+        draining = asyncio.create_task(it.front.drained())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not draining.done()
+        client.writer.write(question[-20:])
+        assert (await client.answer()).body == b"ok"
+        await draining
+
+
+@pytest.mark.parametrize("odd", [b"", b"X: \xff\r\n"])
+async def test_a_client_that_closes_its_sending_side_is_answered_and_that_is_the_end(odd: bytes) -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        client = await it.connect()
+        client.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n" + odd + b"\r\n")
+        client.writer.write_eof()
+        assert (await client.reader.read()).endswith(b"OK")
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+async def test_a_client_that_closes_its_sending_side_does_not_wait_for_a_model(is_ready: bool) -> None:
+    async def think(call: Call) -> None:
+        await call.left()
+
+    async with house_of(think) as (it, _):
+        if not is_ready:
+            it.engine.ready.clear()
+        client = await it.connect()
+        client.writer.write(chat())
+        client.writer.write_eof()
+        assert await client.reader.read() == b""
+        assert it.engine.leases == 0
+
+
 async def test_many_clients_that_vanish_leave_nothing_behind() -> None:
     async with house_of(fixed(OK)) as (it, _):
         before = len(tasks_of_ours())
@@ -142,7 +263,7 @@ async def test_many_clients_that_vanish_leave_nothing_behind() -> None:
                 client.writer.write(chat()[:size])
                 client.writer.transport.abort()
         assert (await it.ask("/health")).status == 200
-        await until(lambda: not it.front._runner.server.connections)
+        await until(lambda: not it.front._site.connections)
         await until(lambda: len(tasks_of_ours()) == before)
 
 

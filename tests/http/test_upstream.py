@@ -10,8 +10,8 @@ from fake_model import OK, Answer, Call, FakeModel, fixed, last, until
 
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http import upstream as upstream_module
-from llamaswapd.http.upstream import Origin, Pool, Stale, Upstream, parse_base
-from llamaswapd.http.wire import Framing, Head
+from llamaswapd.http.upstream import Origin, OriginPool, Stale, Upstream, parse_base
+from llamaswapd.http.wire import Framing, Shape
 
 GET = b"GET / HTTP/1.1\r\nHost: m\r\n\r\n"
 
@@ -24,8 +24,8 @@ class Sink:
         self.data = b""
         self.over = asyncio.Event()
 
-    def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
-        self.told.append(head.status)
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+        self.told.append(shape.status)
         self.data += data
 
     def on_data(self, data: bytes) -> None:
@@ -44,13 +44,15 @@ class Sink:
 
 
 @asynccontextmanager
-async def served(answer: Answer) -> AsyncIterator[tuple[Pool, FakeModel, Callable[[Upstream | None], Awaitable[Sink]]]]:
-    server, pool = FakeModel(answer), Pool()
+async def served(
+    answer: Answer,
+) -> AsyncIterator[tuple[OriginPool, FakeModel, Callable[[Upstream | None], Awaitable[Sink]]]]:
+    server = FakeModel(answer)
     await server.start()
-    origin = Origin("127.0.0.1", server.port, False)
+    pool = OriginPool(Origin("127.0.0.1", server.port, False))
 
     async def exchange(upstream: Upstream | None = None) -> Sink:
-        upstream = upstream or pool.take(origin) or await pool.connect(origin)
+        upstream = upstream or pool.take() or await pool.connect()
         sink = Sink()
         upstream.send(sink, GET, is_head=False, unframe=False, complete=True)
         await sink.over.wait()
@@ -113,17 +115,17 @@ async def test_bytes_nobody_asked_for_close_an_idle_connection() -> None:
         left.set()
 
     kept, left = asyncio.Event(), asyncio.Event()
-    async with served(answer) as (pool, server, exchange):
+    async with served(answer) as (pool, _server, exchange):
         await exchange()
         kept.set()
         await left.wait()
-        assert pool.take(Origin("127.0.0.1", server.port, False)) is None
+        assert pool.take() is None
 
 
 async def test_a_connection_that_ends_while_idle_is_forgotten() -> None:
     async with served(last(OK)) as (pool, _, exchange):
         await exchange()
-        await until(lambda: not any(pool._idle.values()))
+        await until(lambda: not pool._idle)
         assert (await exchange()).told == [200, "end"]
 
 
@@ -157,11 +159,10 @@ async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.Mon
 
 async def test_no_more_than_so_many_connections_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream_module, "IDLE_CONNECTIONS", 2)
-    async with served(fixed(OK)) as (pool, server, exchange):
-        origin = Origin("127.0.0.1", server.port, False)
-        upstreams = [await pool.connect(origin) for _ in range(3)]
+    async with served(fixed(OK)) as (pool, _server, exchange):
+        upstreams = [await pool.connect() for _ in range(3)]
         await asyncio.gather(*(exchange(upstream) for upstream in upstreams))
-        assert [pool.take(origin) is not None for _ in range(3)] == [True, True, False]
+        assert [pool.take() is not None for _ in range(3)] == [True, True, False]
 
 
 async def test_idle_connections_are_given_up_for_a_request_that_the_server_does_not_look_at() -> None:
@@ -177,10 +178,10 @@ async def test_idle_connections_are_given_up_for_a_request_that_the_server_does_
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    origin, pool = Origin("127.0.0.1", server.sockets[0].getsockname()[1], False), Pool()
+    pool = OriginPool(Origin("127.0.0.1", server.sockets[0].getsockname()[1], False))
     sinks = [Sink(), Sink(), Sink()]
     for sink in sinks:
-        (await pool.connect(origin)).send(sink, GET, is_head=False, unframe=False, complete=True)
+        (await pool.connect()).send(sink, GET, is_head=False, unframe=False, complete=True)
     for sink in sinks:
         await sink.over.wait()
     assert [sink.told for sink in sinks] == [[200, "end"]] * 3
@@ -191,11 +192,11 @@ async def test_idle_connections_are_given_up_for_a_request_that_the_server_does_
 
 async def test_a_connection_that_was_paused_at_the_end_of_an_answer_is_read_from_again() -> None:
     class Pausing(Sink):
-        def on_head(self, head: Head, framing: Framing, data: bytes) -> None:
+        def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
             upstream.pause_reading()
 
     async with served(fixed(OK)) as (pool, server, exchange):
-        upstream, sink = await pool.connect(Origin("127.0.0.1", server.port, False)), Pausing()
+        upstream, sink = await pool.connect(), Pausing()
         upstream.send(sink, GET, is_head=False, unframe=False, complete=True)
         await sink.over.wait()
         assert (await exchange()).told == [200, "end"]
@@ -210,8 +211,8 @@ async def test_an_exchange_that_is_given_up_tells_nothing_more() -> None:
         await call.left()
         left.set()
 
-    async with served(answer) as (pool, server, _):
-        upstream, sink = await pool.connect(Origin("127.0.0.1", server.port, False)), Sink()
+    async with served(answer) as (pool, _server, _):
+        upstream, sink = await pool.connect(), Sink()
         upstream.send(sink, GET, is_head=False, unframe=False, complete=True)
         await until(lambda: bool(sink.told))
         upstream.abort()
@@ -224,4 +225,4 @@ async def test_a_server_that_does_not_take_connections_is_an_error_in_time(monke
     with socket.create_server(("127.0.0.1", 0)) as listener:
         origin = Origin("127.0.0.1", listener.getsockname()[1], False)
         with pytest.raises(UpstreamError, match="does not take connections: nothing for 0 s"):
-            await Pool().connect(origin)
+            await OriginPool(origin).connect()

@@ -1,0 +1,314 @@
+"""A client's connection, from when it is accepted: whose turn it is, and how long a client may take.
+
+Requests that are plain and whose model is ready are served on the express way (`express.py`), by callbacks. Everything
+else is aiohttp's: the bytes of the request are handed over as they came, and it answers. One decision is made for each
+request, in `_read`:
+
+| the head of the request | who answers | the next request of this connection |
+| --- | --- | --- |
+| is not complete | nobody yet | |
+| is in doubt (`heads.py`), or never comes to an end | aiohttp | is aiohttp's: who else knows where it begins? |
+| is plain, and so is all about it (`Express.admit`) | the express way | is decided anew |
+| is plain, but something about it is not | aiohttp | is decided anew |
+
+The express way may change its mind until it has sent something to the client: what it has read is handed over then.
+Requests that come before the answer to the one at hand wait here for their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from llamaswapd.http import heads
+from llamaswapd.http.link import Link
+from llamaswapd.http.wire import Templates
+
+if TYPE_CHECKING:
+    from llamaswapd.http.express import Exchange, Express
+    from llamaswapd.http.server import Handler
+
+HEAD_TIMEOUT_S = (
+    30.0  # a new connection must have sent a whole request head by then, and so must one that has begun one
+)
+KEEPALIVE_S = 75.0  # an idle connection is kept this long; also bounds the heads that aiohttp reads
+LINGER_S = 10.0  # how long a client may take to read the end of the last answer
+LOOK_EVERY_S = 1.0  # how often it is looked who has taken too long
+AHEAD_LIMIT = 64 * 1024  # bytes of further requests that are read while one is answered
+
+READ_BYTES = 256 * 1024  # uploads are read in pieces of this size at most
+_read_buffer = memoryview(bytearray(READ_BYTES))
+
+_templates = Templates(heads.parse_head)
+
+log = logging.getLogger(__name__)
+
+
+class Site(Protocol):
+    """What all connections share."""
+
+    express: Express
+    has_tls: bool
+    connections: set[Connection]
+
+    def make_handler(self, connection: Connection) -> Handler: ...
+
+
+class Connection(Link):
+    """One client's connection.
+
+    While a request is answered, whoever answers it may set `on_gone`, called when the client leaves, and `on_writable`,
+    called with False when the client takes no more bytes for now and with True when it does again.
+    """
+
+    __slots__ = (
+        "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_handed", "_last_shape", "_left", "_loop",
+        "_site", "deadline", "has_left", "is_paused", "is_writable", "on_gone", "on_writable", "peer",
+    )  # fmt: skip
+
+    def __init__(self, site: Site, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(has_tls=site.has_tls)
+        self.is_writable = True
+        self.on_gone: Callable[[], object] | None = None
+        self.on_writable: Callable[[bool], object] | None = None
+        self.has_left = False  # it sends no more
+        self.peer = ""  # the client's address, "" for a UNIX socket
+        self.deadline: float | None = loop.time() + HEAD_TIMEOUT_S  # by which the client must have sent something
+        self._site = site
+        self._loop = loop
+        self._ahead = b""  # of a head that is not complete, or of requests behind the one at hand
+        self._last_shape: heads.Shape | None = None  # of its last request; the next one is alike
+        self._exchange: Exchange | None = None
+        self.is_paused = False
+        self._handler: Handler | None = None
+        self._is_aiohttps = False  # for the rest of its days
+        self._is_handed = False  # one plain request is in aiohttp's hands
+        self._left = 0  # bytes of that request that have not come yet
+
+    # ---- what the client sends
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self.peer = peer[0]
+        self._site.connections.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = _read_buffer[:nbytes]
+        if self._exchange is not None:
+            self._exchange.feed(data)
+        elif self._is_handed:
+            self._feed_handler(data)
+        elif self._is_aiohttps:
+            self._handler_at_work().data_received(data.tobytes())
+        else:
+            self._read(self._ahead + data.tobytes() if self._ahead else data.tobytes())
+
+    def _read(self, data: bytes) -> None:
+        """Decide who answers the request that begins here."""
+        shape = self._last_shape
+        digits = shape.fit(data) if shape is not None else None
+        if shape is not None and digits is not None:
+            start = shape.fixed + len(digits)
+        else:
+            end = data.find(b"\r\n\r\n")
+            start = end + 4
+            found = _templates.read(data[:start]) if end >= 0 else None
+            if found is None:
+                if end < 0 and _may_become_plain(data):
+                    self._await_head(data)
+                else:
+                    self._is_aiohttps = True
+                    self._ahead = b""
+                    self._handler_at_work().data_received(data)
+                return
+            shape, digits = found
+            self._last_shape = shape if shape.is_reusable else None
+        size = start + int(digits) if digits else start
+        self._ahead = data[size:]
+        if self._ahead:
+            data = data[:size]
+        # Of a client that sends no more, aiohttp knows what to make.
+        admit = self._site.express.admit
+        exchange = self._exchange = None if self.has_left else admit(self, shape, digits, data, start)
+        if exchange is None:
+            self.hand_over(data, size)
+
+    def _await_head(self, data: bytes) -> None:
+        if self.has_left:
+            self.transport.close()
+        if not self._ahead and self.deadline is not None:
+            self.deadline = min(self.deadline, self.now + HEAD_TIMEOUT_S)
+        self._ahead = data
+
+    def read_ahead(self, data: memoryview) -> None:
+        """Keep what comes behind the request at hand."""
+        self._ahead += data.tobytes()
+        if len(self._ahead) > AHEAD_LIMIT:
+            self.pause_reading()
+
+    def end_exchange(self, keep_alive: bool) -> None:
+        """The express way has answered."""
+        self._exchange = self.on_gone = self.on_writable = None
+        if keep_alive:
+            self._go_on()
+        else:
+            self.deadline = self.now + LINGER_S  # a client that reads nothing must not stay for ever
+            self.transport.close()
+
+    def _go_on(self) -> None:
+        """The request at hand has been answered; the next one may have come already."""
+        if self.transport.is_closing():
+            self._ahead = b""
+            return
+        self.deadline = self.now + KEEPALIVE_S
+        if not self.is_writable:  # what it does not read now must not become more
+            self.pause_reading()
+            return
+        self.resume_reading()
+        if self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            self._read(ahead)
+        elif self.has_left:
+            self.transport.close()
+
+    # ---- aiohttp's part
+
+    def hand_over(self, data: bytes, size: int) -> None:
+        """Have aiohttp answer a request of `size` bytes, which begins with `data`, of which nobody has answered yet."""
+        self._exchange = None
+        self._is_handed = True
+        self._left = size - len(data)
+        self.deadline = None  # it has limits of its own
+        self.resume_reading()
+        self._handler_at_work().data_received(data)
+
+    def _feed_handler(self, data: memoryview) -> None:
+        mine = data[: self._left]
+        if mine:
+            self._left -= len(mine)
+            self._handler_at_work().data_received(mine.tobytes())
+        if len(mine) < len(data):
+            self.read_ahead(data[len(mine) :])
+
+    def handler_is_idle(self) -> None:
+        """aiohttp has answered, or never had anything."""
+        if self._handler is None or not self._handler.is_idle:
+            return
+        if self._is_aiohttps and self.has_left:
+            self.transport.close()
+        elif self._is_handed:
+            self._is_handed = False
+            self._handler.read_on()
+            self._go_on()
+
+    def _handler_at_work(self) -> Handler:
+        if self._handler is None:
+            self._handler = self._site.make_handler(self)
+            self._handler.connection_made(self.transport)
+        return self._handler
+
+    # ---- flow control
+
+    @property
+    def now(self) -> float:
+        return self._loop.time()
+
+    def pause_reading(self) -> None:
+        """Read no more from the client until `resume_reading`; may be called twice."""
+        if not self.transport.is_closing():
+            self.is_paused = True
+            self.transport.pause_reading()  # also if it is: aiohttp, which pauses and resumes as well, may have resumed
+
+    def resume_reading(self) -> None:
+        if self.is_paused and not self.transport.is_closing():
+            self.is_paused = False
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self._tell_writable(False)
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._tell_writable(True)
+        if self._handler is not None:
+            self._handler.resume_writing()
+        if self._exchange is None and not self._is_handed and not self._is_aiohttps:
+            self._go_on()
+
+    def _tell_writable(self, is_writable: bool) -> None:
+        self.is_writable = is_writable
+        if self.on_writable is not None:
+            self.on_writable(is_writable)
+
+    # ---- its end
+
+    def eof_received(self) -> bool:
+        """The client sends no more; return whether it is to be answered all the same.
+
+        Whoever waits for a model is taken to have left, as net/http sees it too: nothing else tells of a client that
+        has been killed. What is answered at once is answered, to `printf ... | nc` say.
+        """
+        self.has_left = True
+        self._leave()
+        is_answering = self._is_handed or (self._handler is not None and not self._handler.is_idle)
+        return is_answering and not self.has_tls  # TLS has no half-closed connections
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._site.connections.discard(self)
+        self._leave()
+        if self._handler is not None:
+            self._handler.connection_lost(exc)
+
+    def _leave(self) -> None:
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None:
+            on_gone()
+        if self._handler is not None:
+            self._handler.leave()
+
+    def close(self) -> None:
+        """Close it, at once where it is idle."""
+        if self._exchange is not None:
+            self._exchange.keep_alive = False
+        elif self._handler is not None:
+            self._handler.close()
+        else:
+            self.transport.close()
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer of the express way is on its way, or the end of any answer."""
+        return self._exchange is not None or self.transport.get_write_buffer_size() > 0
+
+    def look(self, now: float) -> None:
+        """Close the connection if its client has taken too long."""
+        if self.deadline is None or now < self.deadline:
+            return
+        handler = self._handler
+        if self.transport.is_closing():
+            self.transport.abort()
+        elif self._exchange is not None:
+            self._exchange.time_out()
+        elif self._is_aiohttps and handler is not None and handler.has_been_at_work():
+            self.deadline = now + KEEPALIVE_S
+        else:
+            log.debug("Dropped a client that sent no request in time")
+            self.transport.close()
+
+
+def _may_become_plain(data: bytes) -> bool:
+    """Tell whether the rest of a plain head may follow; what cannot become one is not waited for."""
+    return (
+        len(data) <= heads.HEAD_LIMIT
+        and data[:1].isupper()
+        and data.count(b"\n") == data.count(b"\r\n")
+        and b"\0" not in data
+    )

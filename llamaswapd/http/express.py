@@ -1,0 +1,440 @@
+"""The express way: plain requests to models that are ready, served by callbacks alone.
+
+No task, no request object and no dictionary of headers is made for a request. What the two ways decide and do alike is
+not here: who may ask (`auth`), what a name means (`core/routing`), what is changed in a body (`core/filters`), who is
+granted (`Engine.lease_now`), what a model gets to see (`forward`), how answers are relayed (`relay`), what is said of
+failures (`failure`) and of requests (`traffic`, `observe`).
+
+A request is admitted if all of this is so; if not, aiohttp answers it, alike, only slower:
+
+1. it is a POST to a route of `MODEL_ROUTES`, with a length, and JSON or a form by its Content-Type;
+2. it presents a key, where keys are configured;
+3. the model's name is found in the body without much ado, and is configured;
+4. the body needs no change, or it is JSON and short;
+5. the model is ready and has a slot, nobody waits, nothing has to stop;
+6. its server takes a connection.
+
+The first two follow from the head and are decided once for all heads that differ in nothing but the length. What goes
+wrong after the last, when something has been sent that cannot be taken back, is answered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.core import filters, jsontext
+from llamaswapd.core.routing import MultipartReader
+from llamaswapd.engine import Engine, Lease
+from llamaswapd.errors import Error, RequestTimeout, UpstreamError
+from llamaswapd.http import body
+from llamaswapd.http.answers import error_bytes
+from llamaswapd.http.failure import explained
+from llamaswapd.http.heads import Headers, Shape
+from llamaswapd.http.relay import Relay
+from llamaswapd.http.route import Route
+from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
+from llamaswapd.http.upstream import OriginPool, Pool, Stale, Upstream
+from llamaswapd.observe import Inflight
+
+if TYPE_CHECKING:
+    from llamaswapd.http.connection import Connection
+
+HOLD_LIMIT = 8 * 1024 * 1024  # bytes of one body that are held until its model is known
+BEGINNING_BYTES = 8 * 1024  # of a body that comes in pieces, looked at for a first member `model`
+EDIT_LIMIT = 64 * 1024  # bytes of JSON that are changed, or read from end to end, while everybody else waits
+WRITE_AT_ONCE = 256 * 1024  # bytes of a body that is sent together with the head, and kept until the answer comes
+HAND_OVER_S = 0.05  # more than aiohttp takes to begin with a request that it has been handed
+LINGER_S = 10.0  # how long the rest of a body is awaited that nobody wants any more
+
+log = logging.getLogger(__name__)
+
+
+class Destination(NamedTuple):
+    """Where a name leads, under one configuration."""
+
+    model: ModelConfig
+    pool: OriginPool
+    prefix: str  # of the path
+    needs_edit: bool
+
+
+class Express:
+    """Admits requests and owns the few tasks that they need. Sees `engine.config` anew for each request."""
+
+    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, traffic: Traffic) -> None:
+        self.engine = engine
+        self.inflight = inflight
+        self.traffic = traffic
+        self._pool = pool
+        self._config = engine.config
+        self._destinations: dict[str, Destination] = {}  # of the names that have been used
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def admit(self, connection: Connection, shape: Shape, digits: bytes, data: bytes, start: int) -> Exchange | None:
+        """Take a request on; None if that is not for us, and nothing has happened then.
+
+        `data`: its head and, from `start` on, what of its body has come.
+        """
+        config = self.engine.config
+        route: Route | None = shape.memo
+        if route is None or route.config is not config:
+            shape.memo = route = Route(shape, config)
+        if not route.is_admitted or not connection.peer:
+            return None
+        exchange = Exchange(self, connection, route, shape, digits, data, start)
+        if not exchange.go_on():
+            return None
+        self.traffic.begin()
+        connection.on_gone = exchange.give_up
+        return exchange
+
+    def destination(self, name: str) -> Destination | None:
+        """Return where a model's name leads, None if that is nowhere."""
+        if self._config is not self.engine.config:
+            self._config = self.engine.config
+            self._destinations.clear()
+        found = self._destinations.get(name)
+        if found is None:
+            model = self._config.resolve(name)
+            if model is None:
+                return None
+            try:
+                pool, prefix = self._pool.of(model.proxy)
+            except UpstreamError:
+                return None
+            found = Destination(model, pool, prefix, filters.needed(model, name))
+            self._destinations[name] = found
+        return found
+
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something that takes a task; what it raises is logged."""
+        task = asyncio.create_task(work, name="express")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("unexpected error", exc_info=error)
+
+    async def close(self) -> None:
+        """Give up what is still being done."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class Phase(Enum):
+    """What an exchange waits for."""
+
+    MODEL = auto()  # more of the body, to find its model
+    SERVER = auto()  # the connection to the model's server
+    ANSWER = auto()  # the answer; the body may still be coming, and is passed on
+    CAUSE = auto()  # the reason of a failure
+    REST = auto()  # the rest of a body that nobody wants any more; the answer has been sent
+    NOTHING = auto()  # it is over
+
+
+class Exchange(Relay):
+    """One request on the express way, from its head to the end of its answer."""
+
+    __slots__ = (
+        "_digits", "_edited", "_express", "_form", "_lease", "_left", "_length", "_phase", "_raw_head", "_route",
+        "_shape", "_start", "_task", "_text",
+    )  # fmt: skip
+
+    method = "POST"
+
+    def __init__(
+        self,
+        express: Express,
+        connection: Connection,
+        route: Route,
+        shape: Shape,
+        digits: bytes,
+        data: bytes,
+        start: int,
+    ) -> None:
+        # Not by way of the classes above: this is done for every request.
+        self.connection = connection
+        self.path = route.path
+        self.peer_ip = connection.peer
+        self.unix_time_ns = time.time_ns()
+        self.began = self.told = time.monotonic()
+        self.status = self.size = 0
+        self.keep_alive = shape.keep_alive
+        self._is_http11 = True
+        self._has_own_stream = False
+        self._table = self._answer = self._framing = self._upstream = None
+        self._express = express
+        self._route = route
+        self._shape = shape
+        self._digits = digits
+        self._phase = Phase.MODEL
+        self._start = b""  # of the head for the model's server, up to the digits
+        self._edited: bytes | None = None  # the body to send, if it is not the client's own
+        self._lease: Lease | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._form: MultipartReader | None = None
+        self._raw_head = data[:start]
+        # What has come of the body; nothing once it has been passed on without being held. Grows where it is, as a
+        # bytearray, if more has to be awaited.
+        self._text: bytes | bytearray = data[start:]
+        self._length = length = int(digits or b"0")
+        self._left = length + start - len(data)  # bytes of the body that have not come
+        if route.boundary is not None:
+            self._form = MultipartReader(route.boundary, route.query)
+            self._form.feed(data[start:])
+
+    @property
+    def headers(self) -> Headers:  # type: ignore[override]
+        return Headers(self._shape, self._digits)
+
+    # ---- what comes from the client
+
+    def feed(self, data: memoryview) -> None:
+        """Take what the client sends."""
+        if len(data) > self._left:
+            self.connection.read_ahead(data[self._left :])
+            data = data[: self._left]
+            if not data:
+                return
+        self._left -= len(data)
+        match self._phase:
+            case Phase.MODEL:
+                self._text += data
+                if self._form is not None:
+                    self._form.feed(data.tobytes())
+                if not self.go_on():
+                    self._hand_over()
+            case Phase.SERVER:
+                self._text += data
+            case Phase.ANSWER if self._upstream is not None:
+                self._upstream.write(data)
+                self._body_went_on(self._upstream)
+            case Phase.REST if not self._left:
+                self._phase = Phase.NOTHING
+                self.connection.end_exchange(self.keep_alive)
+            case _:
+                pass
+
+    def go_on(self) -> bool:
+        """Go as far as what has come allows; False if the request is not for us. Then nothing has happened."""
+        text = self._text
+        if self._form is not None:
+            name = self._form.name
+        elif not self._left:
+            name = _model_of(text)
+        elif isinstance(text, bytes) or len(text) <= BEGINNING_BYTES:  # the first piece, or a short one
+            name = jsontext.first_model(text)
+        else:
+            name = None
+        if not name:
+            return self._left > 0 and self._length <= HOLD_LIMIT and self._await_body()
+        to = self._express.destination(name)
+        if to is None:
+            return False
+        if to.needs_edit:
+            if self._form is not None or self._length > EDIT_LIMIT:
+                return False
+            if self._left:
+                return self._await_body()
+            self._edited = filters.apply(bytes(text), to.model, name)
+        return self._ask_for(to)
+
+    def _await_body(self) -> bool:
+        self._hold()
+        self.connection.deadline = self.connection.now + body.READ_TIMEOUT_S
+        return True
+
+    def _hold(self) -> None:
+        """Prepare for more of the body."""
+        if isinstance(self._text, bytes):
+            self._text = bytearray(self._text)
+
+    # ---- the model
+
+    def _ask_for(self, to: Destination) -> bool:
+        """Get a lease and a connection."""
+        express, connection, model = self._express, self.connection, to.model
+        lease = express.engine.lease_now(model)
+        if lease is None:
+            return False
+        self._lease = lease
+        self._start = self._route.start(to.prefix, connection.peer)
+        self.model_id = model.id
+        self._table = table = express.inflight
+        table.add(self)
+        connection.deadline = None
+        # What cannot be sent twice takes a new connection; and what would be much to keep for that.
+        is_small = not self._left and len(self._text) <= WRITE_AT_ONCE
+        upstream = to.pool.take() if is_small else None
+        if upstream is not None:
+            self._send(upstream)
+            return True
+        self._phase = Phase.SERVER
+        self._do(self._connect(to.pool, is_first=True))
+        if self._left:
+            self._hold()
+            connection.pause_reading()
+        return True
+
+    async def _connect(self, pool: OriginPool, *, is_first: bool) -> None:
+        try:
+            upstream = await pool.connect()
+        except UpstreamError as error:
+            if is_first:
+                self._hand_over()
+            else:  # it has been sent once: its model may have died of it
+                await self._explain(error)
+            return
+        self._task = None
+        self.connection.resume_reading()
+        self._send(upstream)
+
+    def _send(self, upstream: Upstream) -> None:
+        self._phase = Phase.ANSWER
+        text, digits = self._text, self._digits
+        if self._edited is not None:
+            text, digits = self._edited, b"%d" % len(self._edited)
+        if not self._left and len(text) <= WRITE_AT_ONCE:
+            self.begin(upstream, b"%b%b\r\n\r\n%b" % (self._start, digits, bytes(text)), complete=True)
+            return
+        self.begin(upstream, b"%b%b\r\n\r\n" % (self._start, digits), complete=False)
+        upstream.write(text)
+        self._text = b""
+        self._body_went_on(upstream)
+
+    def _body_went_on(self, upstream: Upstream) -> None:
+        connection = self.connection
+        if self._left:
+            if not connection.is_paused:
+                connection.deadline = connection.now + body.READ_TIMEOUT_S
+        else:
+            connection.deadline = None
+            connection.resume_reading()  # or it would not be seen that the client leaves
+            upstream.end_request()
+
+    def on_writable(self, writable: bool) -> None:
+        connection = self.connection
+        if not self._left:
+            return
+        if writable:
+            connection.resume_reading()
+            connection.deadline = connection.now + body.READ_TIMEOUT_S
+        else:
+            connection.pause_reading()
+            connection.deadline = None  # it is not the client that is slow
+
+    # ---- its end
+
+    def over(self, error: UpstreamError | None) -> None:
+        if error is None:
+            self._answered(self.status, self.size)
+        elif isinstance(error, Stale) and self._text:
+            self._phase = Phase.SERVER
+            self._do(self._connect(error.pool, is_first=False))
+        else:
+            self._phase = Phase.CAUSE
+            self.connection.deadline = None
+            self._do(self._explain(error))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that takes a task."""
+        self._task = self._express.run(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.exception("unexpected error while answering %s", self.path)
+            self.end()
+            self._fail(Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
+
+    async def _explain(self, error: UpstreamError) -> None:
+        assert self._lease is not None
+        failure = await explained(self._lease, error)
+        self._task = None
+        self._fail(failure)
+
+    def _fail(self, error: Error) -> None:
+        """Answer with an error, or show the client that its answer is cut."""
+        if self.has_begun:
+            log.warning("answer cut after %d bytes: %s", self.size, error)
+            self.break_off(error)
+            self._answered(self.status, self.size)
+        else:
+            answer, size = error_bytes(error, self._route.accept, keep_alive=self.keep_alive)
+            self.connection.write(answer)
+            self._answered(error.status, size)
+
+    def _answered(self, status: int, size: int) -> None:
+        self._give_back(status, size)
+        connection = self.connection
+        if not self._left or connection.transport.is_closing():
+            self._phase = Phase.NOTHING
+            connection.end_exchange(self.keep_alive)
+            return
+        # Closing now would reset the connection, and the client might not see the answer.
+        self._phase = Phase.REST
+        connection.on_gone = connection.on_writable = None
+        connection.deadline = connection.now + LINGER_S
+        connection.resume_reading()
+
+    def _give_back(self, status: int, size: int) -> None:
+        """Give back what was taken; unless `status` is 0 the request is over, which the access log is told."""
+        express, route = self._express, self._route
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+            express.inflight.remove(self)
+        if status:
+            express.traffic.end()
+            duration_s = time.monotonic() - self.began
+            express.traffic.access.add(route.ip or self.peer_ip, route.what, status, size, route.agent, duration_s)
+
+    def _hand_over(self) -> None:
+        """Have aiohttp answer the request: nothing has come of it yet."""
+        self._give_back(0, 0)
+        # Counted by itself until aiohttp counts it, which is some turns of the loop later.
+        asyncio.get_running_loop().call_later(HAND_OVER_S, self._express.traffic.end)
+        self._phase = Phase.NOTHING
+        connection = self.connection
+        connection.on_gone = connection.on_writable = None
+        connection.hand_over(self._raw_head + self._text, len(self._raw_head) + self._length)
+
+    def give_up(self) -> None:
+        """The client has left."""
+        self._phase = Phase.NOTHING
+        if self._task is not None:
+            self._task.cancel()
+        self.end()
+        self._give_back(self.status or CLIENT_LEFT, self.size)
+
+    def time_out(self) -> None:
+        """The rest of the body has not come in time."""
+        if self._phase is Phase.REST:
+            self.connection.transport.close()
+            return
+        if self._task is not None:
+            self._task.cancel()
+        self.end()
+        self.keep_alive = False
+        self._fail(RequestTimeout(f"no more of the request's body came for {body.READ_TIMEOUT_S:g} s"))
+
+
+def _model_of(text: bytes | bytearray) -> str | None:
+    name = jsontext.quick_model(text)
+    if name is None and len(text) <= EDIT_LIMIT:
+        scanner = jsontext.Scanner()
+        scanner.feed(bytes(text))
+        name = scanner.model
+    return name

@@ -1,0 +1,51 @@
+"""One end of a TCP connection as the relay wants it: read into a buffer that is there already, write at once.
+
+Both sides of the relay are links, the client's and the model's. What is saved here is counted in microseconds, but for
+every request and every token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import cast
+
+
+class Link(asyncio.BufferedProtocol):
+    """A connection; its transport must not be written to but by `write`, or by those who write nowhere else.
+
+    All links of a kind share one read buffer: a loop fills it and calls `buffer_updated` in one go, so it never holds
+    the bytes of two. No read allocates, and a client that is slow to read holds up no more than one buffer's worth.
+    """
+
+    __slots__ = ("_fd", "has_tls", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self, *, has_tls: bool) -> None:
+        self.has_tls = has_tls  # what is written is not what is sent then
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._fd = -1 if self.has_tls else transport.get_extra_info("socket").fileno()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes, which are left as they are; of a memoryview, what the socket does not take now is copied.
+
+        A write of the transport's own waits for the end of the loop's turn (uvloop), which is late for a token.
+        """
+        transport = self.transport
+        if transport.is_closing():  # its descriptor may be another connection's by now
+            return
+        sent = 0
+        if self._fd >= 0 and not transport.get_write_buffer_size():
+            with suppress(OSError):  # the socket is full, or broken, which the transport will notice and tell
+                sent = os.write(self._fd, data)
+            if sent == len(data):
+                return
+        if isinstance(data, memoryview):  # of the read buffer, which is filled again before the rest is sent
+            data = data[sent:].tobytes()
+        elif sent:
+            data = memoryview(data)[sent:]
+        transport.write(data)

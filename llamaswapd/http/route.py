@@ -1,0 +1,75 @@
+"""What follows from the head of a request under one configuration, whatever its body says.
+
+Worked out once for all heads that differ in nothing but the length: may the client ask, how is the model's name found,
+what does the model's server get to see, what will the access log say.
+"""
+
+from __future__ import annotations
+
+from llamaswapd.config.schema import Config
+from llamaswapd.core.multipart import parameter
+from llamaswapd.core.routing import MODEL_ROUTES, forwarded_path
+from llamaswapd.errors import Unauthorized
+from llamaswapd.http.auth import authorize
+from llamaswapd.http.forward import forwarded
+from llamaswapd.http.heads import Shape
+from llamaswapd.http.traffic import printable
+
+STARTS_KEPT = 64  # beginnings of heads for a model's server, of one head of a client; one for each address and model
+
+EXPRESS_PATHS = frozenset(path for method, path in MODEL_ROUTES if method == "POST")
+
+
+class Route:
+    """What follows from a head, under one configuration."""
+
+    __slots__ = (
+        "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted", "path", "query", "what",
+    )  # fmt: skip
+
+    def __init__(self, shape: Shape, config: Config) -> None:
+        self.config = config
+        self.is_admitted = shape.method == "POST" and shape.path in EXPRESS_PATHS and _may_ask(shape, config)
+        if not self.is_admitted:
+            return
+        content_type = shape.value(b"content-type")
+        kind = content_type.lower()
+        self.boundary: str | None = None  # of a form; None for JSON
+        if "application/json" not in kind:
+            self.boundary = parameter(content_type, "boundary") if "multipart/form-data" in kind else None
+            self.is_admitted = bool(self.boundary)
+        self.path = shape.path
+        self.query = shape.query
+        self.accept = shape.value(b"accept")
+        self.what = f"POST {shape.path} HTTP/1.1"
+        self.agent = printable(shape.value(b"user-agent"))
+        fields = ((field.name, field.value, field.line) for field in shape.fields)
+        lines, forwarded_for = forwarded(fields, frozenset(), config.api_keys)
+        target = forwarded_path(shape.path) + (f"?{shape.query}" if shape.query else "")
+        prior = b"".join(value + b", " for value in forwarded_for)
+        self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b"X-Forwarded-For: " + prior))
+        self._starts: dict[tuple[str, str], bytes] = {}
+        first_ip = shape.value(b"x-forwarded-for").partition(",")[0].strip()
+        self.ip = printable(first_ip or shape.value(b"x-real-ip").strip())  # "": the peer's
+
+    def start(self, prefix: str, peer: str) -> bytes:
+        """Return the head that the model's server gets, up to the digits of the length."""
+        start = self._starts.get((prefix, peer))
+        if start is None:
+            if len(self._starts) >= STARTS_KEPT:
+                self._starts.clear()
+            start = b"POST %b%b%b\r\nContent-Length: " % (prefix.encode(), self._sent_on, peer.encode())
+            self._starts[prefix, peer] = start
+        return start
+
+
+def _may_ask(shape: Shape, config: Config) -> bool:
+    if not config.api_keys:
+        return True
+    try:
+        authorize(
+            {"Authorization": shape.value(b"authorization"), "x-api-key": shape.value(b"x-api-key")}, config.api_keys
+        )
+    except Unauthorized:
+        return False
+    return True

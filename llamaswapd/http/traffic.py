@@ -1,0 +1,41 @@
+"""The requests that are being answered, on either way: counted for the drain, told to the access log."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llamaswapd.observe import AccessLog
+
+UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
+CLIENT_LEFT = 499  # in the access log only: no answer was sent, as nginx writes it
+
+
+class Traffic:
+    """Counts requests; `begin` and `end` come in pairs."""
+
+    def __init__(self, access: AccessLog) -> None:
+        self.access = access
+        self._active = 0
+        self._idle: asyncio.Event | None = None  # while somebody waits for it
+
+    def begin(self) -> None:
+        """A request is being answered from now on."""
+        self._active += 1
+
+    def end(self) -> None:
+        """It has been answered, or its client has left."""
+        self._active -= 1
+        if not self._active and self._idle is not None:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered."""
+        while self._active:
+            self._idle = self._idle or asyncio.Event()
+            self._idle.clear()
+            await self._idle.wait()
+
+
+def printable(text: str) -> str:
+    """Return what a client wrote so that it cannot forge lines or confuse terminals."""
+    return text if text.isprintable() else ascii(text)[1:-1]
