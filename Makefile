@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Its folders stay behind for a look; not in /tmp.
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
-.PHONY: demo test check testbed clean setup
+.PHONY: demo test check testbed bench clean setup
 
 demo:
 	@tests/setup demo "$(PYTHON)"
@@ -25,6 +25,11 @@ check: setup
 # The same program on Debian 12 and 13 with systemd as PID 1, and in a machine with real cgroup controllers.
 testbed: setup
 	$(PYTEST) -m testbed $(ARGS)
+
+# Against nginx, a Go stand-in for llama-swap and the bare upstream; see bench/README.md.
+bench: setup
+	@tests/setup bench "$(PYTHON)"
+	$(BIN)/python bench/make_bench.py $(ARGS)
 
 setup:
 	@tests/setup dev "$(PYTHON)"
