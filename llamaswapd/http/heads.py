@@ -23,8 +23,8 @@ METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"))
 _REQUEST_LINE = re.compile(
     rb"([A-Z]+) (/[!$&'()*+,\-./0-9:;=@A-Z_a-z~%]*)(\?[!$&'()*+,\-./0-9:;=?@A-Z_a-z~%]*)? HTTP/1\.1"
 )
-# A token, a colon, printable ASCII: neither folded lines nor bytes whose encoding has to be guessed; and no blanks at the
-# end, which versions of aiohttp before 3.12 take for a part of the value.
+# A token, a colon, printable ASCII: neither folded lines nor bytes whose encoding has to be guessed; and no blanks at
+# the end, which versions of aiohttp before 3.12 take for a part of the value.
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+((?:[!-~](?:[\t -~]*[!-~])?)?)")
 
 # Fields that change how a message is read, or what follows it. Content-Length and Connection are read below.
