@@ -195,14 +195,14 @@ class LeasingEngine(Engine):
 
 @asynccontextmanager
 async def house_of(
-    answer: Answer, config: dict[str, Any] | None = None, **settings: Any
+    answer: Answer, config: dict[str, Any] | None = None, limit_s: float = 20, **settings: Any
 ) -> AsyncIterator[tuple[House, FakeModel]]:
     """A front end with one model, `m`."""
     server = FakeModel(answer)
     await server.start()
     engine = LeasingEngine(model("m", **({"proxy": server.url} | settings)), **(config or {}))
     try:
-        async with house(engine) as it:
+        async with house(engine, limit_s) as it:
             yield it, server
             for client in it._clients:
                 client.close()

@@ -157,7 +157,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(engine: Engine, **options: Any) -> AsyncIterator[House]:
+async def house(engine: Engine, limit_s: float = 20, **options: Any) -> AsyncIterator[House]:
     observer = Observer()
     observer.log.setFormatter(LineFormat())
     listener = socket.create_server(("127.0.0.1", 0))
@@ -165,7 +165,7 @@ async def house(engine: Engine, **options: Any) -> AsyncIterator[House]:
     await front.start([listener])
     running = House(engine, observer, front, listener.getsockname()[1])
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(limit_s):
             yield running
     finally:
         await running.close()
