@@ -11,7 +11,7 @@ request, in `_read`:
 | is plain, and so is all about it (`Express.admit`) | the express way | is decided anew |
 | is plain, but something about it is not | aiohttp | is decided anew |
 
-The express way may change its mind until it has sent something to the client: what it has read is handed over then.
+The express way may change its mind until it has sent something to the model: what it has read is handed over then.
 Requests that come before the answer to the one at hand wait here for their turn.
 """
 
