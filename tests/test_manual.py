@@ -15,7 +15,6 @@ from llamaswapd import __main__ as command_line
 from llamaswapd.config.decode import fields_by_key
 from llamaswapd.config.load import load
 from llamaswapd.config.schema import (
-    NOT_YET_HONOURED,
     WITHOUT_EFFECT,
     CommaSeparated,
     Config,

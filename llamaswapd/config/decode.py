@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,9 +17,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from llamaswapd.config.report import Report
 from llamaswapd.config.schema import (
-    NOT_YET_HONOURED,
     WITHOUT_EFFECT,
     CommaSeparated,
+    Duration,
     Key,
     Lenient,
     Section,
@@ -44,8 +45,6 @@ def decode(section: type[S], node: Map, path: Path, report: Report) -> S:
     fields = fields_by_key(section)
     values: dict[str, Any] = {}
     for key, value in node.items.items():
-        if key in NOT_YET_HONOURED.get(section, ()) and not is_null(value):
-            report.warn((*path, key), "not yet honoured by llamaswapd; it has no effect")
         if key in fields:
             name, hint = fields[key]
             with suppress(_NotSet):
@@ -60,9 +59,8 @@ def fields_by_key(section: type[Section]) -> Mapping[str, tuple[str, Any]]:
     """Return, for each key of the file, the field it sets and that field's type."""
     fields = {}
     hints = get_type_hints(section, include_extras=True)
-    for name in inspect.get_annotations(section):
-        if name.startswith("_"):
-            continue
+    kinds = [kind for kind in reversed(section.__mro__) if issubclass(kind, Section)]
+    for name in (name for kind in kinds for name in inspect.get_annotations(kind) if not name.startswith("_")):
         hint = hints[name]
         head, *tail = name.split("_")
         key = next((mark.name for mark in _marks(hint) if isinstance(mark, Key)), head + "".join(map(str.title, tail)))
@@ -73,12 +71,8 @@ def fields_by_key(section: type[Section]) -> Mapping[str, tuple[str, Any]]:
 
 @cache
 def known_keys(section: type[Section]) -> frozenset[str]:
-    """Return every key that means something in a section, now or later, or is accepted for llama-swap's sake."""
-    return (
-        frozenset(fields_by_key(section))
-        | NOT_YET_HONOURED.get(section, frozenset())
-        | WITHOUT_EFFECT.get(section, frozenset())
-    )
+    """Return every key that means something in a section, or is accepted for llama-swap's sake."""
+    return frozenset(fields_by_key(section)) | WITHOUT_EFFECT.get(section, frozenset())
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:
@@ -104,6 +98,8 @@ class _Decoder:
             hint = get_args(hint)[0]
         if any(isinstance(mark, CommaSeparated) for mark in marks):
             return _names(self._text(node, path))
+        if any(isinstance(mark, Duration) for mark in marks):
+            return self._duration(node, path)
         if any(isinstance(mark, UnitSettings) for mark in marks):
             return self._unit_settings(node, path)
         if get_origin(hint) is types.UnionType:  # `bool | None`: null, the other half, has been dealt with
@@ -135,6 +131,12 @@ class _Decoder:
         if isinstance(node, Scalar) and node.kind == "str" and node.text in _BOOLEAN_WORDS:
             return _BOOLEAN_WORDS[node.text]
         raise self._unfit(node, path, "bool", "write true or false, without quotes")
+
+    def _duration(self, node: Node, path: Path) -> float:
+        seconds = duration_s(node.text) if isinstance(node, Scalar) and node.kind == "str" else None
+        if seconds is None:
+            raise self._unfit(node, path, "time.Duration", "write a time with its unit, such as 15s or 1m30s")
+        return seconds
 
     def _anything(self, node: Node, _path: Path) -> Any:
         return plain(node)
@@ -201,6 +203,22 @@ class _Decoder:
 
 
 _BY_TYPE = {str: _Decoder._text, int: _Decoder._integer, bool: _Decoder._boolean, Any: _Decoder._anything}
+
+
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+def duration_s(text: str) -> float | None:
+    """Return the seconds that a duration in Go's spelling stands for (time.ParseDuration), None if it is none."""
+    unsigned = text[1:] if text[:1] in ("-", "+") else text
+    if unsigned == "0":
+        return 0.0
+    parts = _DURATION.findall(unsigned)
+    if not parts or "".join(number + unit for number, unit in parts) != unsigned:
+        return None
+    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    return -seconds if text[:1] == "-" else seconds
 
 
 def _empty(hint: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What has been answered: one row for each request, its tokens, and, while there is room, what was said."""

@@ -1,0 +1,53 @@
+"""What is known of a request when its answer has ended: what the relay notes and the activity makes its rows of.
+
+Made for every request, so little is worked out here and nothing is copied: headers are functions to call later, bodies
+are the very bytes that went through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+Pairs = Iterable[tuple[str, str]]
+
+NO_METADATA: Mapping[str, str] = {}
+
+
+class Finished:
+    """One request whose answer has ended.
+
+    `path` is the path that the model's server saw. `ended_ns` is wall time, in nanoseconds since 1970. `began`,
+    `granted`, `first_byte` and `ended` are seconds of the monotonic clock: when the request came, when its model was
+    ready for it, when its answer began, when that ended; 0.0 for what did not come about. `load_began` is when the load
+    that it waited for began, 0.0 if it waited for none.
+
+    `request`: the body as it was sent to the model, None where it was not kept. `response`: the pieces of the answer's
+    body as they were relayed, framed in chunks if `is_chunked`. When `is_cut`, pieces in its middle are missing, and
+    the request is not kept either: the answer was too long for a capture, and what there is serves to find usage in.
+    `error` is our own words for what went wrong, "" when the answer is the model's.
+    """
+
+    __slots__ = (
+        "began", "ended", "ended_ns", "error", "first_byte", "granted", "is_chunked", "is_cut", "load_began",
+        "metadata", "method", "model_id", "path", "request", "request_headers", "response", "response_headers",
+        "status",
+    )  # fmt: skip
+
+    model_id: str
+    method: str
+    path: str
+    status: int
+    ended_ns: int
+    began: float
+    load_began: float
+    granted: float
+    first_byte: float
+    ended: float
+    metadata: Mapping[str, str]
+    error: str
+    request_headers: Callable[[], Pairs]
+    response_headers: Callable[[], Pairs]
+    request: bytes | None
+    response: Sequence[bytes]
+    is_chunked: bool
+    is_cut: bool
