@@ -25,12 +25,16 @@ class Finished:
     body as they were relayed, framed in chunks if `is_chunked`. When `is_cut`, pieces in its middle are missing, and
     the request is not kept either: the answer was too long for a capture, and what there is serves to find usage in.
     `error` is our own words for what went wrong, "" when the answer is the model's.
+
+    `content_type` and `content_encoding` are those of the answer, "" if it has none. They are worked out once for each
+    shape of head, not for each answer. `heads_bytes`: about how much memory the two functions for headers hold on to.
+    These may be called much later, or never, and must not hold the connections.
     """
 
     __slots__ = (
-        "began", "ended", "ended_ns", "error", "first_byte", "granted", "is_chunked", "is_cut", "load_began",
-        "metadata", "method", "model_id", "path", "request", "request_headers", "response", "response_headers",
-        "status",
+        "began", "content_encoding", "content_type", "ended", "ended_ns", "error", "first_byte", "granted",
+        "heads_bytes", "is_chunked", "is_cut", "load_began", "metadata", "method", "model_id", "path", "request",
+        "request_headers", "response", "response_headers", "status",
     )  # fmt: skip
 
     model_id: str
@@ -45,6 +49,9 @@ class Finished:
     ended: float
     metadata: Mapping[str, str]
     error: str
+    content_type: str
+    content_encoding: str
+    heads_bytes: int
     request_headers: Callable[[], Pairs]
     response_headers: Callable[[], Pairs]
     request: bytes | None
