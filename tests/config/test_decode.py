@@ -170,23 +170,36 @@ def test_what_the_loader_fills_in_cannot_be_written(load_text: Load, key: str) -
 
 
 @pytest.mark.parametrize(
-    ("body", "path"),
+    ("body", "path", "nearest"),
     [
-        *[(f"{key}: {{a: 1}}", key) for key in ("matrix", "routing", "selectors", "profiles", "peers", "performance")],
-        *[(f"{key}: {{a: 1}}", key) for key in ("store", "ui", "upstream")],
-        ("metricsMaxInMemory: 50", "metricsMaxInMemory"),
-        ("captureBuffer: 0", "captureBuffer"),
-        *[
-            (f"models: {{m: {{proxy: http://h, {key}: {{a: 1}}}}}}", f"models.m.{key}")
-            for key in ("capabilities", "timeouts", "compat")
-        ],
-        ("models: {comfyui_auto: {proxy: http://h}}", "models.comfyui_auto"),
+        (
+            "selectors: {s: {strategy: pin, targets: [m], settings: {spilover: 1}}}",
+            "selectors.s.settings.spilover",
+            "spillover",
+        ),
+        ("models: {m: {proxy: http://h, capabilities: {tool: true}}}", "models.m.capabilities.tool", "tools"),
+        ("models: {m: {proxy: http://h, timeouts: {keepAlive: 1}}}", "models.m.timeouts.keepAlive", "keepalive"),
+        (
+            "models: {m: {proxy: http://h, compat: {ignoreWebSockets: on}}}",
+            "models.m.compat.ignoreWebSockets",
+            "ignoreWebsockets",
+        ),
+        ("peers: {p: {proxy: http://h, models: [x], api_key: k}}", "peers.p.api_key", "apiKey"),
+        ("profiles: {p: {pins: {x: ~}, pin: 1}}", "profiles.p.pin", "pins"),
+        (
+            "routing: {scheduler: {settings: {fifo: {priorities: {}}}}}",
+            "routing.scheduler.settings.fifo.priorities",
+            "priority",
+        ),
+        ("ui: {activity: {sessionId: []}}", "ui.activity.sessionId", "session_id"),
+        ("performance: {evry: 5s}", "performance.evry", "every"),
+        ("upstream: {ignorepaths: []}", "upstream.ignorepaths", "ignorePaths"),
     ],
 )
-def test_what_is_not_honoured_yet_loads_with_one_warning(load_text: Load, body: str, path: str) -> None:
+def test_an_unknown_key_deep_down_is_a_warning_too(load_text: Load, body: str, path: str, nearest: str) -> None:
+    body = body if body.startswith("models") else f"models: {{m: {{proxy: http://h}}}}\n{body}"
     (warning,) = load_text(body).warnings
-    assert warning.path == path
-    assert "not yet honoured" in warning.message
+    assert (warning.path, warning.message) == (path, f'unknown key, ignored; did you mean "{nearest}"?')
 
 
 @pytest.mark.parametrize(
