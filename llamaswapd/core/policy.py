@@ -6,10 +6,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from llamaswapd.config.schema import Config, Group
+from llamaswapd.core.matrix import MatrixPolicy
 
 
 class SwapPolicy(Protocol):
     """Says who makes room. Must be a function of its arguments alone: answers are remembered."""
+
+    @property
+    def name(self) -> str:
+        """What `routing.router.use` calls it, and errors name."""
 
     def evictions(self, target: str, running: Collection[str]) -> tuple[str, ...]:
         """Return the models of `running` that must stop before a request to `target` may pass, never `target` itself.
@@ -26,6 +31,8 @@ class GroupPolicy:
     decide, and nothing else: a member of a group that is not exclusive starts beside an exclusive group, whose next
     request then stops it.
     """
+
+    name = "group"
 
     def __init__(self, config: Config) -> None:
         self._group_of = {member: group for group in config.groups.values() for member in group.members}
@@ -44,5 +51,11 @@ class GroupPolicy:
 
 # By the name that `routing.router.use` gives.
 POLICIES: Mapping[str, Callable[[Config], SwapPolicy]] = {
-    "group": GroupPolicy,
+    GroupPolicy.name: GroupPolicy,
+    MatrixPolicy.name: MatrixPolicy,
 }
+
+
+def policy_of(config: Config) -> SwapPolicy:
+    """Return the policy in use: the matrix if there is one, as `groups` and `matrix` hold what routing has chosen."""
+    return POLICIES["group" if config.matrix is None else "matrix"](config)
