@@ -98,6 +98,17 @@ class ModelNotFound(NotFound):
         super().__init__("model not found")
 
 
+class Conflict(RequestError):
+    """The request would need a model that it may not start."""
+
+    status = 409
+
+
+class ProfileNotFound(NotFound):
+    def __init__(self, name: str) -> None:
+        super().__init__(f'profile "{name}" not found')
+
+
 class RequestTimeout(RequestError):
     """The client did not send the rest of its request in time."""
 
@@ -177,15 +188,24 @@ class StartError(Error):
 class Unloaded(Error):
     """The model was unloaded while the request waited for it."""
 
-    def __init__(self) -> None:
-        super().__init__("unspecific error: group: model unloaded")
+    def __init__(self, router: str = "group") -> None:
+        super().__init__(f"unspecific error: {router}: model unloaded")
 
 
 class ShuttingDown(Error):
     """The daemon is stopping."""
 
-    def __init__(self) -> None:
-        super().__init__("unspecific error: group is shutting down")
+    def __init__(self, router: str = "group") -> None:
+        super().__init__(f"unspecific error: {router} is shutting down")
+
+
+class NoSpilloverTarget(Error):
+    """Every model that a selector could choose is being stopped."""
+
+    status = 503
+
+    def __init__(self, selector: str) -> None:
+        super().__init__(f'selector "{selector}" has no available spillover targets')
 
 
 # ---- the model's server misbehaves ---------------------------------------------------------------------------------
@@ -195,6 +215,13 @@ class UpstreamError(Error):
     """The model's server refused the connection, broke it or answered what is not HTTP."""
 
     status = 502
+
+
+class Cancelled(UpstreamError):
+    """Somebody ended the request by `/api/inflight/{id}/cancel`."""
+
+    def __init__(self) -> None:
+        super().__init__("the request was cancelled by /api/inflight")
 
 
 # ---- systemd says no -----------------------------------------------------------------------------------------------

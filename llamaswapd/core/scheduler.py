@@ -145,7 +145,7 @@ class Scheduler:
         if ticket in self._requests:
             raise ValueError(f"ticket {ticket} is in use")
         if self._is_closed:
-            return [Refuse(ticket, ShuttingDown())]
+            return [Refuse(ticket, ShuttingDown(self._policy.name))]
         if target.admitted >= target.slots:
             return [Refuse(ticket, TooManyRequests())]
         request = self._requests[ticket] = _Request(ticket, target, next(self._numbers), now)
@@ -235,17 +235,25 @@ class Scheduler:
         return self._settle()
 
     def reconfigure(
-        self, models: Mapping[str, ModelConfig], policy: SwapPolicy, overtake_limit_s: float
+        self,
+        models: Mapping[str, ModelConfig],
+        policy: SwapPolicy,
+        overtake_limit_s: float,
+        priority: Mapping[str, int] = {},
     ) -> list[Action]:
-        """Go on with other definitions. What runs, runs on: to stop what changed or went, `unload` it first."""
+        """Go on with other definitions. What runs, runs on: to stop what changed or went, `unload` it first.
+
+        Whoever waits is put in order by the new priorities.
+        """
         for id, config in models.items():
             known = self._models.setdefault(id, _Model(id, config, config.slots, 0))
-            known.config, known.slots = config, config.slots
+            known.config, known.slots, known.priority = config, config.slots, priority.get(id, 0)
         for id in self._models.keys() - models.keys():
             if self._models[id].state is State.STOPPED and not self._models[id].admitted:
                 del self._models[id]  # one that still stops is forgotten by the next reload
         self._policy, self._overtake_limit_s = policy, overtake_limit_s
         self._answers.clear()
+        self._queue.sort(key=lambda request: (-request.model.priority, request.number))
         return self._settle()
 
     def tick(self, now: float) -> list[Action]:
@@ -327,12 +335,16 @@ class Scheduler:
 
         Only the oldest is protected, and only from requests that came `overtake_limit_s` or more after it. So everybody
         is the oldest after a bounded wait, what came close together is still served model by model, and nobody can wait
-        in a circle: the oldest itself waits for requests in flight, stops and starts, which all end.
+        in a circle: the oldest itself waits for requests in flight, stops and starts, which all end. It must not have
+        to wait for other models than before either: a matrix could change its mind with each newcomer, for ever.
         """
         oldest = min(self._queue, key=_arrival)
         if request.model is oldest.model or request.since < oldest.since + self._overtake_limit_s:
             return False
-        return _clash(request.model.id, evicts, oldest.model.id, self._evictions(oldest.model.id, request.model.id))
+        before = self._evictions(oldest.model.id)
+        after = self._evictions_after(request.model.id, evicts, oldest.model.id)
+        clashes = _clash(request.model.id, evicts, oldest.model.id, (*before, *after))
+        return clashes or not set(before).issuperset(after)
 
     def _settle(self) -> list[Action]:
         """Look at the queue until nobody passes: whoever passed may have held back somebody before or behind."""
@@ -345,14 +357,18 @@ class Scheduler:
                     has_moved = True
         return self._flush()
 
-    def _evictions(self, target: str, beside: str | None = None) -> tuple[str, ...]:
-        """Return who must stop for `target`, given what runs, and given that `beside` ran too."""
-        running = self._running() if beside is not None or target not in self._answers else ()
-        if beside is not None and beside not in running:
-            return self._policy.evictions(target, (*running, beside))
+    def _evictions(self, target: str) -> tuple[str, ...]:
+        """Return who must stop for `target`, given what runs."""
         if target not in self._answers:
-            self._answers[target] = self._policy.evictions(target, running)
+            self._answers[target] = self._policy.evictions(target, self._running())
         return self._answers[target]
+
+    def _evictions_after(self, other: str, evicted: tuple[str, ...], target: str) -> tuple[str, ...]:
+        """Return the same, given that a swap to `other` had come first."""
+        running = self._running()
+        if other in running and not evicted:
+            return self._evictions(target)
+        return self._policy.evictions(target, tuple({*running, other} - {*evicted}))
 
     def _running(self) -> tuple[str, ...]:
         return tuple(id for id, m in self._models.items() if m.state is not State.STOPPED or id in self._swaps)
@@ -431,12 +447,12 @@ class Scheduler:
         request.model.admitted -= 1
         self._actions.append(Refuse(request.ticket, error))
 
-    def _refuse_waiting_for(self, models: Iterable[_Model], error: Callable[[], Exception]) -> None:
+    def _refuse_waiting_for(self, models: Iterable[_Model], error: Callable[[str], Exception]) -> None:
         affected = set(models)
         for request in tuple(self._requests.values()):
             if request.model in affected and not request.granted:
                 self._withdraw(request)
-                self._refuse(request, error())
+                self._refuse(request, error(self._policy.name))
 
     def _enqueue(self, request: _Request) -> None:
         """Put it before the first of strictly lower priority."""

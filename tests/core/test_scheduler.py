@@ -699,6 +699,7 @@ def test_every_waiter_is_released_on_every_way_out_of_a_load(way_out: Callable[[
 
 def test_a_policy_is_asked_again_only_when_what_runs_has_changed() -> None:
     class Counting:
+        name = "counting"
         asked = 0
 
         def evictions(self, target: str, running: Collection[str]) -> tuple[str, ...]:
