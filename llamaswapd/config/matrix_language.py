@@ -48,6 +48,12 @@ class AllOf:
 Expression: TypeAlias = Name | Ref | AnyOf | AllOf
 
 
+# Deeper parentheses mean nothing that fewer could not say, and reading them takes the interpreter's stack. Each pair
+# may hold an AnyOf of an AllOf.
+_DEEPEST = 50
+_DEEPEST_WITH_REFERENCES = 200
+
+
 class MatrixError(Exception):
     """An expression is malformed, or expressions refer to each other in a way that has no meaning."""
 
@@ -72,26 +78,39 @@ def leaves(expression: Expression) -> Iterator[Name | Ref]:
 def referred_first(sets: Mapping[str, Expression]) -> list[str]:
     """Return the names of all sets, each after those it refers to, else in the order given.
 
-    This is the order in which ties are broken. Raises MatrixError where a reference leads nowhere or in a circle.
+    This is the order in which ties are broken. Raises MatrixError where a reference leads nowhere or in a circle, or
+    where all is nested so deeply that a recursion over it, references included, would not be safe.
     """
-    ordered: dict[str, None] = {}
+    depths: dict[str, int] = {}
     for first in sets:
         # A stack in place of recursion: a chain of references may be as long as the file.
-        opened = {first: _unvisited(first, sets)}
+        opened = {first: _references(first, sets)}
         while opened:
             name = next(reversed(opened))
-            found = next((each for each in opened[name] if each not in ordered), None)
+            found = next((each for each in opened[name] if each not in depths), None)
             if found is None:
-                ordered.setdefault(name)
+                depths[name] = _depth(sets[name], depths)
+                if depths[name] > _DEEPEST_WITH_REFERENCES:
+                    raise MatrixError(f'set "{name}": nested more than {_DEEPEST_WITH_REFERENCES} deep')
                 del opened[name]
             elif found in opened:
                 raise MatrixError(f'circular reference detected involving set "{found}"')
             else:
-                opened[found] = _unvisited(found, sets)
-    return list(ordered)
+                opened[found] = _references(found, sets)
+    return list(depths)
 
 
-def _unvisited(name: str, sets: Mapping[str, Expression]) -> Iterator[str]:
+def _depth(expression: Expression, depths: Mapping[str, int]) -> int:
+    match expression:
+        case Name():
+            return 1
+        case Ref(set=name):
+            return 1 + depths[name]
+        case AnyOf(parts=parts) | AllOf(parts=parts):
+            return 1 + max(_depth(part, depths) for part in parts)
+
+
+def _references(name: str, sets: Mapping[str, Expression]) -> Iterator[str]:
     for leaf in leaves(sets[name]):
         if not isinstance(leaf, Ref):
             continue
@@ -104,9 +123,6 @@ def _unvisited(name: str, sets: Mapping[str, Expression]) -> Iterator[str]:
 
 _Token: TypeAlias = Name | Ref | str  # a str is one of & | ( ) and, at the end, nothing
 _END = ""
-
-# Deeper parentheses mean nothing that fewer could not say, and reading them takes the interpreter's stack.
-_DEEPEST = 100
 
 
 # \w has no combining marks, but numbers such as ² that are no digits to Go's unicode.IsDigit.

@@ -56,7 +56,7 @@ def test_expressions(text: str, expression: Expression) -> None:
         ("a &", "parse: unexpected token"),
         ("| a", 'parse: unexpected token "|"'),
         ("()", 'parse: unexpected token ")"'),
-        ("(" * 101 + "a" + ")" * 101, "parse: parentheses are nested more than 100 deep"),
+        ("(" * 51 + "a" + ")" * 51, "parse: parentheses are nested more than 50 deep"),
         ("(" * 100_000, "parse: parentheses are nested"),
     ],
 )
@@ -95,9 +95,17 @@ def test_a_circle_is_refused(circle: dict[str, str]) -> None:
         referred_first(sets(**circle))
 
 
-def test_references_may_form_a_long_chain() -> None:
-    chain = {"s0": parse("a"), **{f"s{i}": parse(f"+s{i - 1}") for i in range(1, 5000)}}
-    assert referred_first(dict(reversed(chain.items()))) == list(chain)
+def chain(length: int) -> dict[str, Expression]:
+    return {"s0": parse("a"), **{f"s{i}": parse(f"+s{i - 1}") for i in range(1, length)}}
+
+
+def test_references_may_form_a_chain() -> None:
+    assert referred_first(dict(reversed(chain(200).items()))) == list(chain(200))
+
+
+def test_a_chain_that_no_recursion_could_follow_is_refused() -> None:
+    with pytest.raises(MatrixError, match=r'^set "s200": nested more than 200 deep'):
+        referred_first(dict(reversed(chain(5000).items())))
 
 
 def test_a_set_may_be_referred_to_twice() -> None:
