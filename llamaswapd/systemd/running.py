@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaswapd.errors import UnitError, UnitResult
-from llamaswapd.systemd import listeners
+from llamaswapd.systemd import cgroup, listeners
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import NO_SUCH_UNIT, Manager, Property, Refused, Watch
 
@@ -49,6 +49,7 @@ class RunningUnit:
         self._program = program
         self._properties: dict[str, Any] = {}
         self._is_started = False
+        self._cgroup: Path | None = None
         self._watch: Watch
 
     @property
@@ -80,6 +81,12 @@ class RunningUnit:
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await self._manager.start_transient_unit(self._watch, properties)
+                if outcome == "done":
+                    # Until here the signals spoke of the past too: the first ones of a start still say inactive. The
+                    # one of the job comes after all that led to it.
+                    self._is_started = True
+                    self._notice_end()
+                    await self.find_cgroup()
         except Refused:
             self._watch.set_gone()
             raise
@@ -92,11 +99,6 @@ class RunningUnit:
             raise
         if outcome != "done":
             await self.stop(grace_s)
-            return outcome
-        # Until here the signals spoke of the past too: the first ones of a start still say inactive. The one of the job
-        # comes after all that led to it.
-        self._is_started = True
-        self._notice_end()
         return outcome
 
     async def attach(self) -> None:
@@ -131,10 +133,22 @@ class RunningUnit:
 
     async def stranger(self, port: int) -> str | None:
         """Say who listens on a local TCP port, if that can be seen and is no process of this unit."""
-        if not (cgroup := await self._manager.service_property(self._path, "ControlGroup")):
+        if self._cgroup is None:
             return None
-        folder = self._cgroup_root / cgroup.lstrip("/")
-        return await asyncio.to_thread(listeners.stranger, port, folder, self._program)
+        return await asyncio.to_thread(listeners.stranger, port, self._cgroup, self._program)
+
+    async def find_cgroup(self) -> None:
+        """Find the folder of its cgroup, which stays the same while it runs. `start` has done so."""
+        try:
+            path = await self._manager.service_property(self._path, "ControlGroup")
+        except UnitError as error:  # its counters and its port's holder stay unknown, all else works
+            log.warning("cannot find the cgroup of %s: %s", self.name, error)
+            return
+        self._cgroup = self._cgroup_root / path.lstrip("/") if path else None
+
+    def resources(self) -> cgroup.Resources:
+        """Return what all its processes use now, or have used. Reads three small files."""
+        return cgroup.resources(self._cgroup) if self._cgroup is not None else cgroup.Resources()
 
     async def last_lines(self, count: int) -> list[str]:
         """Return the last lines that this start of it wrote, oldest first."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from llamaswapd.errors import UnitResult
+from llamaswapd.systemd.cgroup import Resources
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Property, Refused
 from llamaswapd.systemd.running import RunningUnit
 from llamaswapd.systemd.unit import object_path
@@ -328,3 +329,18 @@ async def test_a_reload_of_systemd_is_no_end_of_the_unit(private: Any, make: Mak
     assert not unit.ended.done()
     os.kill(unit.pid, signal.SIGKILL)
     assert await unit.ended == KILLED
+
+
+async def test_a_unit_says_what_it_uses_until_it_is_gone(private: Any, make: Make) -> None:
+    unit = await start(make(), shell("sleep 600 & wait"))
+    used = unit.resources()
+    counts = (private.cgroup_root / "cgroup.controllers").read_text().split()  # the machine may keep some to cgroup v1
+    assert used.cpu_s is not None
+    assert (used.tasks is not None) == ("pids" in counts)
+    assert (used.memory_bytes is not None) == ("memory" in counts)
+    await unit.stop(5)
+    assert unit.resources() == Resources()
+
+
+async def test_a_unit_that_is_not_started_uses_nothing_that_is_known(make: Make) -> None:
+    assert make().resources() == Resources()
