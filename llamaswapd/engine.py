@@ -11,9 +11,11 @@ import itertools
 import logging
 import math
 import re
+import statistics
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +23,9 @@ from llamaswapd import readiness
 from llamaswapd.config.diff import diff
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.core.lifecycle import State
-from llamaswapd.core.policy import POLICIES
+from llamaswapd.core.naming import Naming
+from llamaswapd.core.naming import Resolved as Resolved
+from llamaswapd.core.policy import policy_of
 from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
 from llamaswapd.errors import Error, StartError, UnitError, UnitResult
 
@@ -35,6 +39,9 @@ FAILED_START_GRACE_S = 5.0
 # How long to wait for systemd's word on a model whose connections broke: the kernel closes sockets a few milliseconds
 # before PID 1 learns of the death.
 EXPLAIN_WITHIN_S = 1.0
+
+# How many of a model's loads are remembered, to say how long the next one will take.
+LOADS_KEPT = 5
 
 
 class Unit(Protocol):
@@ -89,6 +96,29 @@ class Backend(Protocol):
         """
 
 
+class EngineObserver(Protocol):
+    """Is told how long things took, for metrics. Called at once, and must not raise."""
+
+    def on_load(self, model_id: str, seconds: float, ok: bool) -> None:
+        """A start has ended, in readiness or failure; `seconds` from the order. An aborted start is not told."""
+
+    def on_swap(self, model_id: str, seconds: float) -> None:
+        """A model is ready for which others had to stop; `seconds` from the request that wanted it."""
+
+    def on_wait(self, model_id: str, seconds: float) -> None:
+        """A request that was not granted by `lease_now` has been granted, after `seconds` in queue and load."""
+
+
+class Unobserved:
+    """Nobody wants to know."""
+
+    def on_load(self, model_id: str, seconds: float, ok: bool) -> None: ...
+
+    def on_swap(self, model_id: str, seconds: float) -> None: ...
+
+    def on_wait(self, model_id: str, seconds: float) -> None: ...
+
+
 @dataclass(frozen=True)
 class Status:
     """What one model is doing, for listings."""
@@ -99,6 +129,9 @@ class Status:
     pid: int
     in_flight: int
     waiting: int
+    since: float = 0.0  # Unix seconds: when it became ready, or, before that, when its start began; 0 while stopped
+    last_used: float = 0.0  # Unix seconds: when its last request ended, now if one is in flight; 0 if there was none
+    idle_unload_in_s: float | None = None  # until its ttl unloads it; None unless it is idle and has one
 
 
 class Lease:
@@ -110,6 +143,10 @@ class Lease:
 
     Entering asks for it. When the model is ready and nothing stands in the way it is granted at once, without a task
     switch (`is_granted`). Raises TooManyRequests on entering when the model's slots are taken.
+
+    `requested`, `granted_at` and `load_began` are in seconds of the monotonic clock, 0.0 for what has not happened. All
+    are 0.0 for a lease from `lease_now`: whoever got it had it at once. `load_began` is when the load began that the
+    request waited for, before `requested` if that was under way already.
     """
 
     ticket: int | None = None  # None: granted at once, nobody knows of it
@@ -118,6 +155,9 @@ class Lease:
     error: Exception | None = None
     _settled: asyncio.Future[None] | None = None
     run: _Run | None = None
+    requested = 0.0
+    granted_at = 0.0
+    load_began = 0.0
 
     def __init__(self, engine: Engine, model: ModelConfig) -> None:
         self.model = model
@@ -152,7 +192,9 @@ class Lease:
         return await self.run.cause() if self.run is not None else None
 
     def grant(self, run: _Run | None) -> None:
-        self.is_granted, self.run = True, run
+        self.is_granted, self.run, self.granted_at = True, run, time.monotonic()
+        if run is not None and run.ready_at >= self.requested:
+            self.load_began = run.began
         self._wake()
 
     def refuse(self, error: Exception) -> None:
@@ -174,6 +216,8 @@ class _Run:
         self.stop_ordered = asyncio.Event()
         self.is_stopping = False  # its unit has been told
         self.task: asyncio.Task[None] | None = None
+        self.began = time.monotonic()
+        self.ready_at = 0.0
 
     def stop(self, grace_s: float) -> None:
         self.grace_s = grace_s
@@ -191,19 +235,59 @@ class _Run:
             return None
 
 
-class Engine:
-    """Runs models on demand. All methods belong to one event loop."""
+@dataclass(slots=True)
+class _History:
+    """What is remembered of a model when it has stopped."""
 
-    def __init__(self, config: Config, backend: Backend) -> None:
+    ready_at: float = 0.0  # monotonic
+    loads_s: deque[float] = field(default_factory=lambda: deque(maxlen=LOADS_KEPT))  # that succeeded
+
+
+class Engine:
+    """Runs models on demand. All methods belong to one event loop.
+
+    `config` and `naming` are replaced together, by `reconfigure`.
+    """
+
+    def __init__(self, config: Config, backend: Backend, observer: EngineObserver | None = None) -> None:
         self.config = config
+        self.naming = Naming(config)
         self.backend = backend
+        self.observer: EngineObserver = observer or Unobserved()
         self._tickets = itertools.count(1)
-        self._scheduler = Scheduler(config.models, POLICIES["group"](config), overtake_limit_s=config.overtake_limit)
+        self._scheduler = Scheduler(config.models, policy_of(config), config.overtake_limit, config.priority)
+        self._histories: dict[str, _History] = {}
         self._leases: dict[int, Lease] = {}
         self._runs: dict[str, _Run] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._observers: list[Callable[[], None]] = []
+        self._profile_observers: list[Callable[[str | None], None]] = []
+
+    # ---- names
+
+    def resolve(self, name: str) -> Resolved:
+        """Return what a client's name means now, to be released when its request has ended.
+
+        Raises NoModel if the active profile disables it, UnknownModel, NoSpilloverTarget.
+        """
+        return self.naming.resolve(name, self._scheduler.state)
+
+    def activate_profile(self, name: str | None) -> None:
+        """Switch to a profile, None or "" to none; raises ProfileNotFound."""
+        before = self.naming.active
+        self.naming.activate(name)
+        if self.naming.active != before:
+            self._profile_changed()
+
+    def on_profile(self, call: Callable[[str | None], None]) -> None:
+        """Call this with the active profile after every change of it."""
+        self._profile_observers.append(call)
+
+    def _profile_changed(self) -> None:
+        for call in self._profile_observers:
+            call(self.naming.active)
+        self._changed()
 
     # ---- leases
 
@@ -226,7 +310,8 @@ class Engine:
         """Ask for a lease (see `Lease.__enter__`)."""
         ticket = lease.ticket = next(self._tickets)
         self._leases[ticket] = lease
-        self._perform(self._scheduler.request(ticket, lease.model.id, time.monotonic()))
+        lease.requested = time.monotonic()
+        self._perform(self._scheduler.request(ticket, lease.model.id, lease.requested))
 
     def release(self, lease: Lease) -> None:
         """Take a lease back, granted or not (see `Lease.__exit__`)."""
@@ -247,6 +332,10 @@ class Engine:
         """Say what one configured model is doing."""
         run = self._runs.get(model_id)
         unit = run.unit if run is not None else None
+        now = time.monotonic()
+        to_unix = time.time() - now
+        last_use = self._last_use(model_id, now)
+        deadline = self._scheduler.deadline_of(model_id)
         return Status(
             self.config.models[model_id],
             self._scheduler.state(model_id),
@@ -254,7 +343,22 @@ class Engine:
             unit.pid if unit is not None else 0,
             self._scheduler.in_flight(model_id),
             self._scheduler.waiting(model_id),
+            since=(run.ready_at or run.began) + to_unix if run is not None else 0.0,
+            last_used=last_use + to_unix if last_use else 0.0,
+            idle_unload_in_s=None if deadline is None else max(0.0, deadline - now),
         )
+
+    def _last_use(self, model_id: str, now: float) -> float:
+        """Return when a model was last used, 0.0 for never; what became ready was not used yet."""
+        if self._scheduler.in_flight(model_id):
+            return now
+        idle_since, history = self._scheduler.idle_since(model_id), self._histories.get(model_id)
+        return idle_since if history is not None and idle_since > history.ready_at else 0.0
+
+    def expected_load_s(self, model_id: str) -> float | None:
+        """Return how long a model's last few loads took, their median; None if it has not been loaded yet."""
+        history = self._histories.get(model_id)
+        return statistics.median(history.loads_s) if history is not None and history.loads_s else None
 
     def statuses(self) -> list[Status]:
         """Every configured model, in byte order of the ids."""
@@ -280,13 +384,20 @@ class Engine:
         await self._gone(models)
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with another configuration. Models whose definition changed, or is gone, are unloaded."""
-        change = diff(self.config, config)
+        """Go on with another configuration. Models whose definition changed, or is gone, are unloaded.
+
+        No profile is active then. How long loads took is still known.
+        """
+        change, had_profile = diff(self.config, config), self.naming.active is not None
         self._perform(self._scheduler.unload((*change.changed, *change.removed), time.monotonic()))
-        self.config = config
-        policy = POLICIES["group"](config)
-        self._perform(self._scheduler.reconfigure(config.models, policy, config.overtake_limit))
-        self._changed()
+        self.config, self.naming = config, Naming(config)
+        self._perform(
+            self._scheduler.reconfigure(config.models, policy_of(config), config.overtake_limit, config.priority)
+        )
+        if had_profile:
+            self._profile_changed()
+        else:
+            self._changed()
 
     async def preload(self, names: Iterable[str]) -> None:
         """Load models one after the other; a failure is logged and the next one follows."""
@@ -326,6 +437,7 @@ class Engine:
                 case Grant(ticket):
                     lease = self._leases[ticket]
                     lease.grant(self._runs.get(lease.model.id))
+                    self.observer.on_wait(lease.model.id, lease.granted_at - lease.requested)
                 case Refuse(ticket, error):
                     self._leases.pop(ticket).refuse(error)
                 case Position(ticket, place):
@@ -375,8 +487,7 @@ class Engine:
         try:
             run.unit = unit = await unless(ordered, self.backend.start(run.model))
             await unless(ordered, readiness.wait_until_ready(run.model, unit))
-            self._perform(self._scheduler.ready(model_id, time.monotonic()))
-            self._changed()
+            self._ready(run)
             await asyncio.wait((ordered, unit.ended), return_when=asyncio.FIRST_COMPLETED)
             if not run.stop_ordered.is_set():
                 log.warning("<%s> ended by itself: %s", model_id, unit.ended.result())
@@ -394,6 +505,8 @@ class Engine:
             error = StartError(f"internal error: {failure!r}")
         finally:
             ordered.cancel()
+        if error is not None and not run.ready_at and not run.stop_ordered.is_set():
+            self.observer.on_load(model_id, time.monotonic() - run.began, ok=False)
         if run.unit is not None:
             await self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
         del self._runs[model_id]
@@ -404,6 +517,20 @@ class Engine:
             self._perform(self._scheduler.gone(model_id, now))
         else:
             self._perform(self._scheduler.failed(model_id, error, now))
+        self._changed()
+
+    def _ready(self, run: _Run) -> None:
+        model_id, now = run.model.id, time.monotonic()
+        wanted_at = self._scheduler.swap_began(model_id)
+        if not run.stop_ordered.is_set():
+            run.ready_at = now
+            history = self._histories.setdefault(model_id, _History())
+            history.ready_at = now
+            history.loads_s.append(now - run.began)
+            self.observer.on_load(model_id, now - run.began, ok=True)
+            if wanted_at is not None:
+                self.observer.on_swap(model_id, now - wanted_at)
+        self._perform(self._scheduler.ready(model_id, now))
         self._changed()
 
     async def _stop(self, run: _Run, unit: Unit, grace_s: float) -> None:

@@ -99,9 +99,11 @@ class _Swap:
     target: _Model
     evicts: tuple[str, ...]
     joined: list[_Request]
+    since: float = field(init=False)  # when the request came that began it
     pending: set[str] = field(init=False)  # those of `evicts` that are not gone yet
 
     def __post_init__(self) -> None:
+        self.since = self.joined[0].since
         self.pending = set(self.evicts)
 
 
@@ -283,6 +285,15 @@ class Scheduler:
     def waiting(self, model: str) -> int:
         """How many requests are queued or wait for a load."""
         return self._models[model].admitted - self._models[model].in_flight
+
+    def idle_since(self, model: str) -> float:
+        """Return when the model became ready or its last granted request ended, whichever is later; 0.0 for never."""
+        return self._models[model].idle_since
+
+    def swap_began(self, model: str) -> float | None:
+        """Return when the request came that has others stopped for this model, None if there is no such swap."""
+        swap = self._swaps.get(model)
+        return swap.since if swap is not None and swap.evicts else None
 
     def next_deadline(self) -> float | None:
         """Return the earliest moment at which `tick` has something to do.
