@@ -8,18 +8,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from llamaswapd import engine as engine_module
-from llamaswapd.config.schema import Config, Group, ModelConfig
+from llamaswapd.config.schema import (
+    COMFYUI_ID,
+    Config,
+    Fifo,
+    Group,
+    Matrix,
+    ModelConfig,
+    Profile,
+    Routing,
+    SchedulerSettings,
+    Scheduling,
+    Selector,
+)
 from llamaswapd.core.lifecycle import State
 from llamaswapd.core.scheduler import ABORT_GRACE_S
 from llamaswapd.engine import FAILED_START_GRACE_S, Engine
-from llamaswapd.errors import BusLost, ShuttingDown, StartError, TooManyRequests, UnitError, UnitResult, Unloaded
+from llamaswapd.errors import (
+    BusLost,
+    ProfileNotFound,
+    ShuttingDown,
+    StartError,
+    TooManyRequests,
+    UnitError,
+    UnitResult,
+    UnknownModel,
+    Unloaded,
+)
 
 GRACE_S = 7  # every model's unloadTimeout
 
@@ -265,6 +288,45 @@ async def test_models_that_need_not_make_room_load_side_by_side() -> None:
         assert backend.running == {"a", "b"}
 
 
+async def test_a_matrix_decides_who_makes_room_and_gives_errors_its_name() -> None:
+    matrix = Matrix(sets={"ab": "a & b", "bc": "b & c"})
+    async with running(swapping(model("a"), model("b"), slow("c"), matrix=matrix)) as (engine, backend):
+        await load(engine, "a")
+        await load(engine, "b")
+        assert backend.running == {"a", "b"}
+        client = asyncio.create_task(load(engine, "c"))
+        await until(engine, "c", State.STARTING)
+        assert backend.running - {"c"} == {"b"}
+        await engine.unload(["c"])
+        with pytest.raises(Unloaded, match="matrix: model unloaded"):
+            await client
+
+
+def prioritized(**priority: int) -> Routing:
+    return Routing(scheduler=Scheduling(settings=SchedulerSettings(fifo=Fifo(priority=priority))))
+
+
+async def test_who_has_priority_is_before_others_in_the_queue_also_under_another_configuration() -> None:
+    models = model("a"), model("b"), model("c")
+    async with running(swapping(*models, routing=prioritized(c=1))) as (engine, _):
+        with engine.lease("a") as a, engine.lease("b") as b, engine.lease("c") as c:
+            await a.granted()
+            assert (b.position, c.position) == (2, 1)
+            engine.reconfigure(swapping(*models, routing=prioritized(b=5, c=1)))
+            assert (b.position, c.position) == (1, 2)
+            engine.reconfigure(swapping(*models))
+            assert (b.position, c.position) == (1, 2), "in order of arrival"
+
+
+async def test_comfyui_has_fifty_slots() -> None:
+    async with running(swapping(model(COMFYUI_ID, concurrency_limit=3))) as (engine, _):
+        with ExitStack() as stack:
+            for _ in range(50):
+                stack.enter_context(engine.lease(COMFYUI_ID))
+            with pytest.raises(TooManyRequests), engine.lease(COMFYUI_ID):
+                pytest.fail("entered")
+
+
 # ---- failures
 
 
@@ -482,6 +544,38 @@ async def test_a_short_ttl_is_not_held_up_by_a_long_one_nor_by_a_model_in_use() 
             assert engine.status("long").state is State.READY
 
 
+async def test_the_unload_of_a_hung_model_delays_nobody_else() -> None:
+    async with running(together(model("hung"), model("other"), model("third"))) as (engine, backend):
+        for model_id in ("hung", "other"):
+            await load(engine, model_id)
+        hung, other = await backend.units.get(), await backend.units.get()
+        hung.may_go.clear()
+        unloading = asyncio.create_task(engine.unload(["hung"]))
+        await hung.graces.get()
+        await load(engine, "other")
+        await load(engine, "third")
+        await engine.unload(["other"])
+        assert other.ended.done()
+        await load(engine, "other")
+        assert engine.status("hung").state is State.STOPPING
+        assert not unloading.done()
+        hung.may_go.set()
+        await unloading
+
+
+async def test_all_models_that_are_unloaded_stop_at_the_same_time_whatever_their_grace() -> None:
+    async with running(together(model("a", unload_timeout=1), model("b", unload_timeout=9))) as (engine, backend):
+        await load(engine, "a")
+        await load(engine, "b")
+        a, b = await backend.units.get(), await backend.units.get()
+        a.may_go.clear()
+        unloading = asyncio.create_task(engine.unload())
+        assert (await a.graces.get(), await b.graces.get()) == (1, 9)
+        a.may_go.set()
+        await unloading
+        assert backend.running == set()
+
+
 # ---- preload
 
 
@@ -648,7 +742,172 @@ async def test_another_configuration_brings_its_groups_along() -> None:
         assert backend.running == {"b"}
 
 
+# ---- names
+
+
+def named(*models: ModelConfig) -> Config:
+    return together(
+        *models,
+        selectors={"warm": Selector(strategy="warm", targets=("a", "b"))},
+        profiles={"p": Profile(pins={"llm": "b"})},
+    )
+
+
+async def test_a_selector_knows_which_models_run() -> None:
+    async with running(named(model("a"), model("b"))) as (engine, _):
+        assert engine.resolve("warm").name == "a"
+        await load(engine, "b")
+        resolved = engine.resolve("warm")
+        assert (resolved.target.id, resolved.selector, resolved.is_rewritten) == ("b", "warm", True)
+
+
+async def test_a_profile_is_active_until_another_one_is_and_every_change_is_told() -> None:
+    async with running(named(model("a"), model("b"))) as (engine, _):
+        told: list[str | None] = []
+        changes: list[str | None] = []
+        engine.on_profile(told.append)
+        engine.on_change(lambda: changes.append(engine.naming.active))
+        with pytest.raises(UnknownModel):
+            engine.resolve("llm")
+        engine.activate_profile("p")
+        engine.activate_profile("p")
+        assert engine.resolve("llm").target.id == "b"
+        with pytest.raises(ProfileNotFound):
+            engine.activate_profile("q")
+        assert engine.naming.active == "p"
+        engine.activate_profile(None)
+        assert told == changes == ["p", None]
+
+
+async def test_another_configuration_starts_without_a_profile() -> None:
+    async with running(named(model("a"), model("b"))) as (engine, _):
+        told: list[str | None] = []
+        engine.on_profile(told.append)
+        engine.reconfigure(named(model("a"), model("b")))
+        assert told == []
+        engine.activate_profile("p")
+        engine.reconfigure(named(model("a"), model("b")))
+        assert told == ["p", None]
+        assert engine.naming.active is None
+
+
+# ---- how long things take
+
+
+class Told:
+    """What an observer is told, without the times."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+        self.seconds: list[float] = []
+
+    def on_load(self, model_id: str, seconds: float, ok: bool) -> None:
+        self.events.append(("load", model_id, ok))
+        self.seconds.append(seconds)
+
+    def on_swap(self, model_id: str, seconds: float) -> None:
+        self.events.append(("swap", model_id))
+        self.seconds.append(seconds)
+
+    def on_wait(self, model_id: str, seconds: float) -> None:
+        self.events.append(("wait", model_id))
+        self.seconds.append(seconds)
+
+
+async def test_loads_swaps_and_waits_are_told_to_an_observer() -> None:
+    async with running(swapping(model("a"), model("b"))) as (engine, backend):
+        told = engine.observer = Told()
+        await load(engine, "a")
+        await load(engine, "b")
+        assert told.events == [("load", "a", True), ("wait", "a"), ("load", "b", True), ("swap", "b"), ("wait", "b")]
+        assert all(seconds >= 0 for seconds in told.seconds)
+        load_s, swap_s, wait_s = told.seconds[2:]
+        assert load_s <= swap_s <= wait_s
+
+        told.events.clear()
+        backend.failures["a"] = StartError("no such program")
+        with pytest.raises(StartError):
+            await load(engine, "a")
+        assert told.events == [("load", "a", False)]
+
+
+async def test_a_load_that_is_given_up_is_not_told() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        told = engine.observer = Told()
+        with engine.lease("a"):
+            await backend.units.get()
+            await engine.unload()
+        assert told.events == []
+        assert engine.expected_load_s("a") is None
+
+
+async def test_the_next_load_is_expected_to_take_what_the_last_few_took() -> None:
+    async with running(swapping(model("a"), model("b"))) as (engine, _):
+        assert engine.expected_load_s("a") is None
+        told = engine.observer = Told()
+        for _ in range(engine_module.LOADS_KEPT + 2):
+            await load(engine, "a")
+            await engine.unload()
+        loads = [seconds for event, seconds in zip(told.events, told.seconds, strict=True) if event[0] == "load"]
+        expected = sorted(loads[2:])[engine_module.LOADS_KEPT // 2]
+        assert engine.expected_load_s("a") == expected
+        engine.reconfigure(swapping(model("a", cmd="new")))
+        assert engine.expected_load_s("a") == expected
+        assert engine.expected_load_s("b") is None
+
+
+async def test_a_lease_knows_since_when_it_waited_and_for_which_load() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        with engine.lease("a") as first, engine.lease("a") as second:
+            assert (first.granted_at, first.load_began) == (0, 0)
+            (await backend.units.get()).is_up.set()
+            await first.granted()
+            assert first.requested <= first.load_began <= first.granted_at
+            assert second.load_began == first.load_began <= second.requested
+        with engine.lease("a") as late:
+            assert 0 < late.requested <= late.granted_at
+            assert late.load_began == 0
+        at_once = engine.lease_now(engine.config.models["a"])
+        assert at_once is not None
+        assert (at_once.requested, at_once.granted_at, at_once.load_began) == (0, 0, 0)
+        at_once.release()
+
+
 # ---- listings
+
+
+async def test_a_status_tells_since_when_a_model_runs_and_when_it_was_used_and_will_be_unloaded() -> None:
+    async with running(together(slow("a", ttl=1000))) as (engine, backend):
+        before = time.time()
+        assert (engine.status("a").since, engine.status("a").last_used) == (0, 0)
+        client = asyncio.create_task(engine.preload(["a"]))
+        unit = await backend.units.get()
+        assert engine.status("a").since >= before - 0.01
+        assert engine.status("a").idle_unload_in_s is None
+        unit.is_up.set()
+        await client
+        status = engine.status("a")
+        assert before - 0.01 <= status.since <= status.last_used <= time.time() + 0.01
+        assert status.idle_unload_in_s is not None
+        assert 900 < status.idle_unload_in_s <= 1000
+        with engine.lease("a"):
+            assert engine.status("a").last_used >= status.last_used
+            assert engine.status("a").idle_unload_in_s is None
+        await engine.unload()
+        assert engine.status("a").since == 0
+        assert engine.status("a").last_used >= status.last_used
+
+
+async def test_a_model_that_only_became_ready_was_not_used() -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        client = asyncio.create_task(load(engine, "a"))
+        unit = await backend.units.get()
+        client.cancel()
+        with suppress(asyncio.CancelledError):
+            await client
+        unit.is_up.set()
+        await until(engine, "a", State.READY)
+        assert engine.status("a").last_used == 0
 
 
 async def test_every_change_of_state_is_announced_once_it_can_be_seen() -> None:
