@@ -9,11 +9,11 @@ import heapq
 import itertools
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from llamaswapd.config.schema import Config, Group, ModelConfig
-from llamaswapd.core.policy import GroupPolicy
+from llamaswapd.config.schema import Config, Group, Matrix, ModelConfig
+from llamaswapd.core.policy import GroupPolicy, SwapPolicy, policy_of
 from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
 from llamaswapd.errors import ShuttingDown, StartError, TooManyRequests, Unloaded
 
@@ -49,6 +49,65 @@ class Client:
     position: int = 0
 
 
+class GroupRules:
+    """What groups permit. Who evicts whom does not depend on who else runs."""
+
+    def __init__(self, rng: random.Random, names: list[str]) -> None:
+        self.config = Config(groups=self.random_groups(rng, names))
+        self.policy: SwapPolicy = GroupPolicy(self.config)
+        self._evicts = {a: set(self.policy.evictions(a, names)) for a in names}
+
+    @staticmethod
+    def random_groups(rng: random.Random, names: list[str]) -> dict[str, Group]:
+        members: dict[str, list[str]] = {"g": [], "h": [], "i": []}
+        for name in names:
+            group = rng.choice(("g", "h", "i", None))
+            if group:
+                members[group].append(name)
+
+        def flag() -> bool:
+            return rng.random() < 0.5
+
+        return {
+            group: Group(members=tuple(names), swap=flag(), exclusive=flag(), persistent=flag())
+            for group, names in members.items()
+        }
+
+    def evicts(self, name: str, running: Iterable[str]) -> set[str]:
+        return self._evicts[name] & set(running)
+
+    def permits(self, names: Iterable[str]) -> bool:
+        """Tell whether these may run together.
+
+        They may if they can have been started one after the other, each beside those before it and evicting none of
+        them. Then some model, the last one, evicts none of the others; and the same is true of the rest without it.
+        """
+        rest = set(names)
+        while rest:
+            last = next((name for name in rest if not self._evicts[name] & rest), None)
+            if last is None:
+                return False
+            rest.remove(last)
+        return True
+
+
+class MatrixRules:
+    """What a matrix permits: the subsets of its sets, and any model by itself."""
+
+    def __init__(self, rng: random.Random, names: list[str]) -> None:
+        self._sets = [frozenset(rng.sample(names, rng.randint(1, len(names)))) for _ in range(rng.randint(1, 5))]
+        texts = {f"s{n}": " & ".join(sorted(models)) for n, models in enumerate(self._sets)}
+        costs = {name: rng.randint(1, 3) for name in names}
+        self.config = Config(matrix=Matrix(sets=texts, evict_costs=costs))
+        self.policy = policy_of(self.config)
+
+    def evicts(self, name: str, running: Collection[str]) -> set[str]:
+        return set(self.policy.evictions(name, tuple(running)))
+
+    def permits(self, names: Collection[str]) -> bool:
+        return len(names) <= 1 or any(models.issuperset(names) for models in self._sets)
+
+
 class World:
     """Units that start, fail, stop and die after random delays; clients that come and leave; an operator."""
 
@@ -56,12 +115,10 @@ class World:
         self.rng = rng
         names = list("abcdef"[: rng.randint(2, 6)])
         self.models = {name: self.random_model() for name in names}
-        config = Config(groups=self.random_groups(names))
-        policy = GroupPolicy(config)
-        self.evicts = {a: set(policy.evictions(a, names)) for a in names}
+        self.rules = rng.choice((GroupRules, MatrixRules))(rng, names)
         self.limit = rng.choice((0.0, 3.0, 10.0, 1e9))
         self.priority = {name: rng.choice((0, 0, 0, 1, 2, -1)) for name in names}
-        self.scheduler = Scheduler(self.models, policy, self.limit, self.priority)
+        self.scheduler = Scheduler(self.models, self.rules.policy, self.limit, self.priority)
         self.now = 0.0
         self.event = 0
         self.units: dict[str, Unit] = {}
@@ -77,21 +134,6 @@ class World:
         return ModelConfig(
             ttl=choose((0, 0, 2, 8)), unload_timeout=choose((1, 7)), concurrency_limit=self.rng.randint(1, 5)
         )
-
-    def random_groups(self, names: list[str]) -> dict[str, Group]:
-        members: dict[str, list[str]] = {"g": [], "h": [], "i": []}
-        for name in names:
-            group = self.rng.choice(("g", "h", "i", None))
-            if group:
-                members[group].append(name)
-
-        def flag() -> bool:
-            return self.rng.random() < 0.5
-
-        return {
-            group: Group(members=tuple(names), swap=flag(), exclusive=flag(), persistent=flag())
-            for group, names in members.items()
-        }
 
     # ---- the walk ----
 
@@ -134,7 +176,7 @@ class World:
 
     def adopt_some(self) -> None:
         for name in self.rng.sample(list(self.models), self.rng.randint(0, len(self.models))):
-            if self.is_permitted({*self.units, name}):
+            if self.rules.permits({*self.units, name}):
                 self.units[name] = Unit(0, "ready")
                 self.feed("adopt", self.scheduler.adopt(name, self.now))
 
@@ -142,7 +184,7 @@ class World:
         ticket, name = next(self.numbers), self.rng.choice(list(self.models))
         admitted = sum(client.model == name for client in self.clients.values())
         self.clients[ticket] = Client(name, self.now)
-        evicts = self.evicts[name] & {*self.units, *self.scheduler._swaps}
+        evicts = self.evicts(name)
         has_queue = bool(self.scheduler._queue)
         if tries_at_once := self.rng.random() < 0.5:
             self.clients[ticket].entered = self.scheduler.enter(name)
@@ -261,7 +303,7 @@ class World:
     def start(self, name: str) -> None:
         assert name not in self.units, "started twice"
         decided = self.decided.get(name, self.event)
-        for other in self.evicts[name] & set(self.units):
+        for other in self.rules.evicts(name, self.units):
             # Only what came later than the decision, and does not mind the target, may run beside it.
             assert self.units[other].began >= decided, f"{other} had to be gone"
         self.units[name] = Unit(self.event)
@@ -291,23 +333,13 @@ class World:
     def is_serving(self, name: str) -> bool:
         return any(client.granted and client.model == name for client in self.clients.values())
 
-    def is_permitted(self, names: Iterable[str]) -> bool:
-        """Tell whether these may run together.
-
-        They may if they can have been started one after the other, each beside those before it and evicting none of
-        them. Then some model, the last one, evicts none of the others; and the same is true of the rest without it.
-        """
-        rest = set(names)
-        while rest:
-            last = next((name for name in rest if not self.evicts[name] & rest), None)
-            if last is None:
-                return False
-            rest.remove(last)
-        return True
+    def evicts(self, name: str) -> set[str]:
+        """Say who has to stop for a model now."""
+        return self.rules.evicts(name, {*self.units, *self.scheduler._swaps})
 
     def check(self) -> None:
         s = self.scheduler
-        assert self.is_permitted(self.units), f"the policy does not permit {set(self.units)} together"
+        assert self.rules.permits(self.units), f"the policy does not permit {set(self.units)} together"
         for name, config in self.models.items():
             assert s.state(name).value == (self.units[name].state if name in self.units else "stopped")
             granted = waiting = 0
@@ -337,7 +369,7 @@ class World:
     def has_to_wait(self, name: str) -> bool:
         """Tell whether somebody whom nobody holds back has a reason to stay in the queue."""
         swaps = self.scheduler._swaps
-        evicts = self.evicts[name] & (set(self.units) | set(swaps))
+        evicts = self.evicts(name)
         state = self.units[name].state if name in self.units else "stopped"
         if name in swaps or (state == "ready" and not evicts):
             return False
@@ -353,5 +385,5 @@ class World:
             for ticket in passed - self.oldest[1]:
                 client = self.clients[ticket]
                 is_late = client.since >= oldest.since + self.limit and client.model != oldest.model
-                assert not (is_late and client.model in self.evicts[oldest.model]), f"{ticket} came too late"
+                assert not (is_late and client.model in self.evicts(oldest.model)), f"{ticket} came too late"
         self.oldest = None if first is None else (first, passed)
