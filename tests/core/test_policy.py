@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from llamaswapd.config.schema import Config, Group
-from llamaswapd.core.policy import POLICIES, GroupPolicy
+from llamaswapd.config.schema import Config, Group, Matrix
+from llamaswapd.core.policy import POLICIES, GroupPolicy, policy_of
 
 
 def groups(**groups: Group) -> GroupPolicy:
@@ -43,5 +43,16 @@ def test_loading_a_member_of_a_group_that_is_not_exclusive_leaves_an_exclusive_o
     assert policy.evictions("main", ("main", "side")) == ("side",)
 
 
-def test_routing_names_the_group_policy_group() -> None:
-    assert POLICIES["group"](Config()).evictions("a", ("b",)) == ("b",)
+MATRIX = Config(matrix=Matrix(sets={"both": "a & b"}))
+
+
+@pytest.mark.parametrize(("name", "evicted"), [("group", ("b",)), ("matrix", ())])
+def test_routing_knows_the_policies_by_name(name: str, evicted: tuple[str, ...]) -> None:
+    policy = POLICIES[name](MATRIX)
+    assert policy.name == name
+    assert policy.evictions("a", ("b",)) == evicted
+
+
+def test_a_matrix_is_used_if_there_is_one() -> None:
+    assert policy_of(MATRIX).name == "matrix"
+    assert policy_of(Config()).name == "group"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pytest
 
-from llamaswapd.config.schema import Config, Group, ModelConfig
+from llamaswapd.config.schema import Config, Group, Matrix, ModelConfig
 from llamaswapd.core.lifecycle import LifecycleError, State
-from llamaswapd.core.policy import GroupPolicy
+from llamaswapd.core.policy import GroupPolicy, MatrixPolicy
 from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
 from llamaswapd.errors import ShuttingDown, StartError, TooManyRequests, Unloaded
 
@@ -716,6 +716,42 @@ def test_a_policy_is_asked_again_only_when_what_runs_has_changed() -> None:
     assert s.request(100, "b", now=1) == [Stop("a", 10)]
 
 
+def with_matrix(*names: str, costs: Mapping[str, int] = {}, **sets: str) -> Scheduler:
+    policy = MatrixPolicy(Config(matrix=Matrix(sets=sets, evict_costs=costs)))
+    return Scheduler({name: model() for name in names}, policy, overtake_limit_s=0)
+
+
+def test_a_newcomer_must_not_change_for_whom_the_oldest_waits() -> None:
+    s = with_matrix("x", "y", "n", "o", costs={"x": 2, "n": 2}, one="o & x", other="o & y & n", now="x & y & n")
+    serving(s, "x", 1)
+    serving(s, "y", 2)
+    assert s.request(3, "o", now=1) == [Position(3, 1)]
+    assert s.request(4, "n", now=2) == [Position(4, 2)], "with n beside them, o would wait for x and not for y"
+    assert s.release(2, now=3) == [Stop("y", 10), Position(4, 1)]
+    assert s.gone("y", now=4) == [Start("o")]
+
+
+def test_a_model_that_need_not_stop_in_a_matrix_serves_on_during_the_swap() -> None:
+    s = with_matrix("g", "q", "v", standard="(g | q) & v")
+    serving(s, "g")
+    serving(s, "v", 1)
+    assert s.request(2, "q", now=1) == [Stop("g", 10)]
+    assert s.request(3, "v", now=2) == [Grant(3)]
+    assert s.gone("g", now=3) == [Start("q")]
+
+
+def test_errors_name_the_router_in_use() -> None:
+    s = with_matrix("a", all="a")
+    s.request(1, "a", now=0)
+    (refusal, _) = s.unload(["a"], now=1)
+    assert isinstance(refusal, Refuse)
+    assert str(refusal.error) == "unspecific error: matrix: model unloaded"
+    s.shutdown(now=2)
+    (refusal,) = s.request(2, "a", now=3)
+    assert isinstance(refusal, Refuse)
+    assert str(refusal.error) == "unspecific error: matrix is shutting down"
+
+
 # ---- other definitions ---------------------------------------------------------------------------------------------
 
 
@@ -726,6 +762,17 @@ def test_what_runs_runs_on_under_other_definitions_and_they_count_from_then_on()
     assert s.request(3, "d", now=1) == [Position(3, 1)]
     assert s.release(1, now=2) == [Stop("a", 10)]
     assert s.gone("a", now=3) == [Start("d")]
+
+
+def test_other_priorities_put_the_queue_in_their_order() -> None:
+    s = serving(scheduler(priority={"c": 1}), "a", 1)
+    assert s.request(2, "b", now=1) == [Position(2, 1)]
+    assert s.request(3, "c", now=2) == [Position(3, 1), Position(2, 2)]
+    assert s.request(4, "b", now=3) == [Position(4, 3)]
+    models = {name: model() for name in "abc"}
+    actions = s.reconfigure(models, GroupPolicy(Config()), 30.0, {"b": 1})
+    assert actions == [Position(2, 1), Position(4, 2), Position(3, 3)]
+    assert s.reconfigure(models, GroupPolicy(Config()), 30.0) == [Position(3, 2), Position(4, 3)]
 
 
 def test_a_model_that_is_gone_from_the_file_is_forgotten_once_nothing_of_it_runs() -> None:
