@@ -16,12 +16,14 @@ MAY_USE = {
     "config": {"errors"},
     "core": {"config", "errors"},
     "observe": {"errors"},
+    "activity": {"config", "observe", "errors"},
+    "machine": {"errors"},
     "systemd": {"config", "errors"},
     "readiness": {"config", "errors"},
     "engine": {"core", "config", "readiness", "observe", "errors"},
-    "http": {"engine", "core", "config", "observe", "errors"},
+    "http": {"engine", "core", "config", "activity", "machine", "observe", "errors"},
     "loop": set[str](),
-    "daemon": {"engine", "http", "systemd", "config", "observe", "loop", "errors"},
+    "daemon": {"engine", "http", "systemd", "config", "activity", "machine", "observe", "loop", "errors"},
     "__main__": {"daemon", "systemd", "config", "loop", "errors"},
 }
 
