@@ -1,0 +1,257 @@
+"""Makes of each request that has ended a row, counts, and a capture: a little later, many at once.
+
+What it costs while requests go by is one append for each of them, and every so often a few microseconds for each of
+those that came since. What takes longer (unpacking, long bodies, compression, SQLite) is done in other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from llamaswapd.activity import usage
+from llamaswapd.activity.captures import SUCCESS, Capture, Captures
+from llamaswapd.activity.content import Undecodable, unframed, unpacked
+from llamaswapd.activity.counts import Counts, ModelCounts
+from llamaswapd.activity.query import Query
+from llamaswapd.activity.record import Finished
+from llamaswapd.activity.rows import Row, shown
+from llamaswapd.activity.store import Store
+from llamaswapd.activity.usage import NO_TOKENS, Tokens
+from llamaswapd.config.schema import Config
+from llamaswapd.errors import NotFound
+from llamaswapd.observe import Event, Feed
+
+BATCH = 256  # requests at once: what that costs delays one request in as many
+DELAY_S = 0.05  # how late a row may be
+LONG_BYTES = 64 * 1024  # of an answer that is read in another thread
+LONG_WAITING_BYTES = 64 * 1024 * 1024  # of such answers; of what comes beyond, only the ends are kept
+ENDS_BYTES = 16 * 1024
+COMPRESSION_SHARE = 5  # at most every so many seconds, one is spent on compressing captures
+
+log = logging.getLogger(__name__)
+
+
+class Activity:
+    """What has been answered. `open` it first, `close` it in the end; `add` from the way of every request."""
+
+    def __init__(self, config: Config, events: Feed[Event]) -> None:
+        self.counts: Mapping[str, ModelCounts]
+        self.counts = self._counts = Counts()
+        self._events = events
+        self._store = _store_of(config)
+        self._captures = Captures(_capture_bytes(config))
+        self._finished: list[Finished] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._long: list[tuple[Finished, bytes]] = []
+        self._long_bytes = 0
+        self._reading: asyncio.Task[None] | None = None
+        self._compressing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the store; raises ConfigError if that cannot be done."""
+        await self._store.open()
+
+    async def close(self) -> None:
+        """Put away all that has been added; what is added later is lost."""
+        await self._settled()
+        if self._compressing is not None:
+            self._compressing.cancel()
+            await asyncio.wait([self._compressing])
+        await self._store.close()
+
+    async def reconfigure(self, config: Config) -> None:
+        """Follow a new configuration: captures are lost, rows stay unless the store is another one.
+
+        Raises ConfigError, with nothing changed, if the new store cannot be opened.
+        """
+        new = _store_of(config)
+        if new.path != self._store.path:
+            await new.open()
+            await self._settled()
+            old, self._store = self._store, new
+            new.last_id = max(new.last_id, old.last_id)
+            await old.close()
+        else:
+            self._store.set_limit(config.metrics_max_in_memory)
+            self.flush()
+        self._captures = Captures(_capture_bytes(config))
+
+    # ---- on the way of every request
+
+    def add(self, finished: Finished) -> None:
+        """Note a request that has ended. It belongs to the activity from now on."""
+        entries = self._finished
+        entries.append(finished)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DELAY_S, self.flush)
+        elif len(entries) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Work on what has been added. What takes long is only begun."""
+        entries, self._finished = self._finished, []
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        for finished in entries:
+            response = finished.response
+            body = response[0] if len(response) == 1 else b"".join(response)
+            if len(body) > LONG_BYTES or finished.content_encoding:
+                self._read_later(finished, body)
+            else:
+                self._record(finished, body, *read(finished, body))
+        if self._captures.uncompressed and self._compressing is None:
+            self._compressing = asyncio.create_task(self._compress(), name="compress captures")
+
+    def _record(self, finished: Finished, body: bytes, tokens: Tokens, took_ms: float, error: str) -> None:
+        """Make all that is made of a request."""
+        began, granted, first_byte, ended = finished.began, finished.granted, finished.first_byte, finished.ended
+        model_id, status = finished.model_id, finished.status
+        counts = self._counts[model_id]
+        requests = counts.requests
+        requests[status] = requests.get(status, 0) + 1
+        counts.duration.observe(ended - began)
+        if granted:
+            counts.waiting.observe(granted - began)
+        if first_byte:
+            counts.first_byte.observe(first_byte - began)
+        if tokens is not NO_TOKENS:
+            counts.input += tokens.input
+            counts.output += tokens.output
+            counts.cached += max(tokens.cached, 0)
+        if finished.method != "POST":  # llama-swap has no rows of other requests
+            return
+        store, captures = self._store, self._captures
+        id_ = store.last_id + 1
+        store.add(
+            Row(
+                id_, finished.ended_ns, model_id, finished.path, finished.content_type, status, tokens, took_ms,
+                began, finished.load_began, granted, first_byte, ended, error, finished.metadata,
+            )
+        )  # fmt: skip
+        if captures.limit and not finished.is_cut:
+            captures.add(id_, Capture(finished, body))
+        if self._events.members:
+            self._events.publish(Event("activity", {"id": id_}))
+
+    # ---- what takes longer
+
+    def _read_later(self, finished: Finished, body: bytes) -> None:
+        if self._long_bytes + len(body) > LONG_WAITING_BYTES:
+            body = body[:ENDS_BYTES] + body[-ENDS_BYTES:]
+            finished.is_cut, finished.request = True, None
+        finished.response = ()
+        self._long.append((finished, body))
+        self._long_bytes += len(body)
+        self._begin_reading()
+
+    async def _read_long(self) -> None:
+        batch, self._long = self._long, []
+        try:
+            results = await asyncio.to_thread(_read_all, batch)
+            for (finished, body), result in zip(batch, results, strict=True):
+                self._record(finished, body, *result)
+        except Exception:  # the end of a task; the next long answer begins another one
+            log.exception("answers could not be read for the activity")
+        finally:
+            self._long_bytes -= sum(len(body) for _, body in batch)
+            self._reading = None
+            if self._long:
+                self._begin_reading()
+
+    def _begin_reading(self) -> None:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_long(), name="read long answers")
+
+    async def _compress(self) -> None:
+        now = asyncio.get_running_loop().time
+        try:
+            while (captures := self._captures).uncompressed:
+                id_ = captures.uncompressed.popleft()
+                capture = captures.get(id_)
+                if capture is None:
+                    continue
+                began = now()
+                captures.compressed(id_, await asyncio.to_thread(capture.compressed))
+                await asyncio.sleep((now() - began) * (COMPRESSION_SHARE - 1))
+        except Exception:  # as above
+            log.exception("captures could not be compressed")
+        finally:
+            self._compressing = None
+
+    async def _settled(self) -> None:
+        """Wait until all that has been added can be found."""
+        self.flush()
+        for _ in range(2):  # what is being read, and what came meanwhile
+            if self._reading is not None:
+                await asyncio.wait([self._reading])
+
+    # ---- questions
+
+    async def page(self, query: Query) -> dict[str, object]:
+        """Return one page of rows, as llama-swap shows it."""
+        await self._settled()
+        rows, total = await self._store.page(query)
+        return {
+            "data": [self._shown(row) for row in rows],
+            "page": query.page,
+            "limit": query.limit,
+            "total": total,
+            "total_pages": -(-total // query.limit),
+        }
+
+    async def rows(self) -> list[dict[str, object]]:
+        """Return all rows, oldest first."""
+        await self._settled()
+        return [self._shown(row) for row in await self._store.all()]
+
+    async def stats(self, model_id: str | None = None) -> dict[str, object]:
+        """Return sums and speeds of all rows, or of one model's."""
+        await self._settled()
+        return await self._store.stats(model_id or "")
+
+    async def capture(self, id_: int) -> dict[str, object]:
+        """Return what was said in one exchange; raises NotFound if it is not kept, or no longer."""
+        await self._settled()
+        capture = self._captures.get(id_)
+        if capture is None:
+            raise NotFound("capture not found")
+        return await asyncio.to_thread(capture.shown, id_)
+
+    def _shown(self, row: tuple[int | float | str | None, ...]) -> dict[str, object]:
+        return shown(row, has_capture=row[0] in self._captures)
+
+
+def _read_all(batch: Sequence[tuple[Finished, bytes]]) -> list[tuple[Tokens, float, str]]:
+    return [read(finished, body) for finished, body in batch]
+
+
+def read(finished: Finished, body: bytes) -> tuple[Tokens, float, str]:
+    """Return what an answer's body tells: tokens, how many ms it took by its server's account, what went wrong."""
+    error = finished.error
+    is_success = finished.status == SUCCESS
+    if error and not is_success:
+        return NO_TOKENS, 0.0, error
+    if finished.is_chunked:
+        body = unframed(body, is_cut=finished.is_cut)
+    if finished.content_encoding:
+        try:
+            body = unpacked(body, finished.content_encoding, is_cut=finished.is_cut)
+        except Undecodable as problem:
+            return NO_TOKENS, 0.0, error or str(problem)
+    if not is_success:
+        return NO_TOKENS, 0.0, usage.error_message(body, finished.status)
+    if "text/event-stream" in finished.content_type:
+        return *usage.of_stream(body), error
+    is_infill = finished.path.startswith("/infill")
+    return *usage.of_json(body, is_infill=is_infill, is_cut=finished.is_cut), error
+
+
+def _store_of(config: Config) -> Store:
+    return Store(config.store.path if config.store is not None else "", config.metrics_max_in_memory)
+
+
+def _capture_bytes(config: Config) -> int:
+    return max(config.capture_buffer, 0) * 1024 * 1024

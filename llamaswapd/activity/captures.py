@@ -1,0 +1,170 @@
+"""What was said: requests and answers, the newest ones, in a bounded piece of memory.
+
+A capture costs nothing but its place until somebody looks at it: bodies stay as they went by, headers are read then.
+What is large is compressed a little later, in another thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import zlib
+from collections import deque
+from collections.abc import Iterable
+
+from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
+from llamaswapd.activity.record import Finished, Pairs
+from llamaswapd.observe import clean, shown_headers
+
+ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
+COMPRESSED_FROM_BYTES = 16 * 1024
+SUCCESS = 200
+COMPRESSION_LEVEL = 1  # what is said compresses well enough by it, and quickly
+
+# Paths whose bodies are large and say little: audio and pictures.
+REQUESTS_NOT_KEPT = frozenset(
+    ("/v1/audio/transcriptions", "/v1/images/edits", "/sdapi/v1/img2img", "/v1/audio/voices")
+)  # fmt: skip
+RESPONSES_NOT_KEPT = frozenset((
+    "/v1/audio/speech", "/v1/images/generations", "/v1/images/edits", "/sdapi/v1/txt2img", "/sdapi/v1/img2img",
+))  # fmt: skip
+
+# Of one connection only; Go's header maps do not hold them.
+NOT_SHOWN = ("Connection", "Keep-Alive", "Transfer-Encoding")
+
+
+class Capture:
+    """One exchange. `size`: bytes it is taken to hold."""
+
+    __slots__ = ("_held", "finished", "is_compressed", "size")
+
+    def __init__(self, finished: Finished, body: bytes) -> None:
+        """`body`: the answer's, as it was relayed."""
+        path = finished.path
+        request = None if path in REQUESTS_NOT_KEPT else finished.request
+        response = None if finished.status != SUCCESS or path in RESPONSES_NOT_KEPT else body
+        finished.request, finished.response = None, ()
+        self.finished = finished
+        self.is_compressed = False
+        self._hold(request, response)
+
+    def _hold(self, request: bytes | None, response: bytes | None) -> None:
+        self._held = request, response, self.is_compressed  # at once: other threads may be looking
+        self.size = ENTRY_BYTES + self.finished.heads_bytes + len(request or b"") + len(response or b"")
+
+    def compressed(self) -> tuple[bytes | None, bytes | None]:
+        """Return the bodies compressed; takes a while."""
+        request, response, _ = self._held
+        return _compressed(request), _compressed(response)
+
+    def replace(self, request: bytes | None, response: bytes | None) -> None:
+        """Hold the compressed bodies from now on."""
+        self.is_compressed = True
+        self._hold(request, response)
+
+    def shown(self, id_: int) -> dict[str, object]:
+        """Return the capture as clients see it; takes a while."""
+        request, response, is_compressed = self._held
+        if is_compressed:
+            request = None if request is None else zlib.decompress(request)
+            response = None if response is None else zlib.decompress(response)
+        finished = self.finished
+        response_headers = _headers(finished.response_headers())
+        if response is not None:
+            response = unframed(response) if finished.is_chunked else response
+            # What cannot be unpacked is shown as it came, and its headers say what it is.
+            with contextlib.suppress(Undecodable):
+                response = unpacked(response, finished.content_encoding)
+                if is_packed(finished.content_encoding):
+                    response_headers.pop("Content-Encoding", None)
+        return {
+            "id": id_,
+            "req_path": clean(finished.path),
+            "req_headers": _headers(finished.request_headers()),
+            "req_body": _base64(request),
+            "resp_headers": response_headers,
+            "resp_body": _base64(response),
+        }
+
+
+class Captures:
+    """The captures by activity id, the oldest of which make room for the newest.
+
+    Small ones count as they are, large ones compressed. Until they are, they have a place of their own, twice as large:
+    a request and an answer may each be as large as all of the rest.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit = limit_bytes
+        self.uncompressed: deque[int] = deque()  # large ones, of which some may be gone
+        self._kept: dict[int, Capture] = {}
+        self._order: deque[int] = deque()
+        self._bytes = 0
+        self._large_bytes = 0  # of those that are to be compressed
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._kept
+
+    def add(self, id_: int, capture: Capture) -> None:
+        """Keep a capture, if captures are kept at all; ids come in order."""
+        size = capture.size
+        if size >= COMPRESSED_FROM_BYTES:
+            self.uncompressed.append(id_)
+            self._large_bytes += size
+        elif size > self.limit:
+            return
+        else:
+            self._bytes += size
+        self._kept[id_] = capture
+        self._order.append(id_)
+        if self._bytes > self.limit or self._large_bytes > 2 * self.limit:
+            self._make_room()
+
+    def get(self, id_: int) -> Capture | None:
+        return self._kept.get(id_)
+
+    def compressed(self, id_: int, bodies: tuple[bytes | None, bytes | None]) -> None:
+        """Take the compressed bodies of a capture, if it is still there and they are not too large."""
+        capture = self._kept.get(id_)
+        if capture is None:
+            return
+        self._large_bytes -= capture.size
+        capture.replace(*bodies)
+        self._bytes += capture.size
+        if capture.size > self.limit:
+            self._drop([id_])
+        self._make_room()
+
+    def clear(self) -> None:
+        self._drop(tuple(self._kept))
+        self._order.clear()
+        self.uncompressed.clear()
+
+    def _make_room(self) -> None:
+        while self._order and (self._bytes > self.limit or self._large_bytes > 2 * self.limit):
+            self._drop([self._order.popleft()])
+
+    def _drop(self, ids: Iterable[int]) -> None:
+        for id_ in ids:
+            capture = self._kept.pop(id_, None)
+            if capture is None:
+                continue
+            if capture.size >= COMPRESSED_FROM_BYTES and not capture.is_compressed:
+                self._large_bytes -= capture.size
+            else:
+                self._bytes -= capture.size
+
+
+def _headers(pairs: Pairs) -> dict[str, str]:
+    shown = shown_headers(pairs)
+    for name in NOT_SHOWN:
+        shown.pop(name, None)
+    return shown
+
+
+def _compressed(body: bytes | None) -> bytes | None:
+    return None if body is None else zlib.compress(body, COMPRESSION_LEVEL)
+
+
+def _base64(body: bytes | None) -> str | None:
+    return None if body is None else base64.b64encode(body).decode()

@@ -1,0 +1,48 @@
+"""What has been counted since the start, by model: for whoever draws curves of it. Nothing is ever taken back."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+# Upper bounds of the classes, in seconds: from what a proxy adds to what a load or a long answer takes.
+BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+MODELS_LIMIT = 1000  # clients can ask for names that nobody has configured
+OTHERS = "other"
+
+
+class Histogram:
+    """How often a time was in each class: `counts` belong to BOUNDS_S, the last one to what is above all of them."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.sum += seconds
+
+
+class ModelCounts:
+    """Of one model: requests by status, tokens; seconds of requests, of waiting for the model, to the first byte."""
+
+    __slots__ = ("cached", "duration", "first_byte", "input", "output", "requests", "waiting")
+
+    def __init__(self) -> None:
+        self.requests: dict[int, int] = {}
+        self.input = self.output = self.cached = 0
+        self.duration = Histogram()
+        self.waiting = Histogram()  # also for its load
+        self.first_byte = Histogram()
+
+
+class Counts(dict[str, ModelCounts]):
+    """By model id. The models beyond the first thousand are one, called `other`."""
+
+    def __missing__(self, model_id: str) -> ModelCounts:
+        if len(self) >= MODELS_LIMIT:
+            return self.setdefault(OTHERS, ModelCounts())
+        made = self[model_id] = ModelCounts()
+        return made
