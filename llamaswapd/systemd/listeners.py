@@ -1,6 +1,7 @@
-"""Who listens on a local TCP port, as far as /proc shows it to us.
+"""Who listens on a local TCP port, as far as the kernel shows it to us.
 
-A socket is known by its inode: /proc/net/tcp maps ports to inodes, /proc/PID/fd inodes to processes; proc(5).
+A socket is known by its inode: sock_diag(7) or /proc/net/tcp map ports to inodes, /proc/PID/fd inodes to processes;
+proc(5).
 """
 
 from __future__ import annotations
@@ -9,17 +10,31 @@ import contextlib
 import os
 import pwd
 import re
+import socket
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
+LISTEN = 10  # TCP_LISTEN, include/net/tcp_states.h
+
+# linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length with this header, type, flags, sequence number, port
+_ERROR = struct.Struct("=i")  # errno, negative; 0 for none
+_ASKED = struct.Struct("=BBBxI2s46x")  # inet_diag_req_v2: family, protocol, extensions, states (bits); source port
+_FOUND = struct.Struct("=4x4x16s16x12x12xII")  # inet_diag_msg: source address; uid, inode
 
 # A container client's server runs in a cgroup of the container runtime, not in that of the client's unit.
 CONTAINER_CLIENTS = {"docker", "nerdctl", "podman"}
 CONTAINER_CGROUPS = re.compile(r"docker|containerd|libpod|conmon|machine\.slice")
+
+Address = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True)
@@ -32,17 +47,11 @@ class Listener:
 
 def listeners(port: int) -> list[Listener]:
     """Return the sockets that answer on a TCP port of the loopback addresses (of our network namespace)."""
-    found = []
-    suffix = f":{port:04X}"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as lines:
-            for line in lines:
-                if suffix not in line:
-                    continue
-                _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
-                if state == LISTEN and local.endswith(suffix) and _is_local(local.partition(":")[0]):
-                    found.append(Listener(inode, int(uid)))
-    return found
+    try:
+        found = [*_ask(port, socket.AF_INET), *_ask(port, socket.AF_INET6)]
+    except OSError:  # a sandbox that keeps netlink from us, a kernel without inet_diag
+        found = list(_look_up(port))
+    return [listener for address, listener in found if _is_local(address)]
 
 
 def stranger(port: int, cgroup: Path, program: str) -> str | None:
@@ -136,12 +145,58 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
-def _is_local(hexadecimal: str) -> bool:
-    """Say whether a connection to a loopback address may end at a socket bound to this address.
-
-    The kernel prints 32-bit words, each in the byte order of the machine.
-    """
-    words = (int(hexadecimal[i : i + 8], 16) for i in range(0, len(hexadecimal), 8))
-    address = ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
+def _is_local(address: Address) -> bool:
+    """Say whether a connection to a loopback address may end at a socket bound to this address."""
     mapped = getattr(address, "ipv4_mapped", None) or address
     return bool(mapped.is_loopback or mapped.is_unspecified)
+
+
+# ---- all listeners of a port, with the addresses they are bound to
+
+
+def _ask(port: int, family: socket.AddressFamily) -> Iterator[tuple[Address, Listener]]:
+    """Ask the kernel, sock_diag(7); raises OSError where it does not tell.
+
+    It looks at listening sockets only. /proc/net/tcp comes with all connections, also those that have ended within the
+    last minute (TIME_WAIT): with 20,000 of them it takes 33 ms to read, and this 0.05 ms.
+    """
+    asked = _ASKED.pack(family, socket.IPPROTO_TCP, 0, 1 << LISTEN, port.to_bytes(2, "big"))
+    head = _MESSAGE.pack(_MESSAGE.size + len(asked), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as kernel:
+        kernel.send(head + asked)
+        while True:
+            for kind, content in _messages(kernel.recv(65536)):
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    if error := -_ERROR.unpack_from(content)[0]:
+                        raise OSError(error, os.strerror(error))
+                    return
+                source, uid, inode = _FOUND.unpack_from(content)
+                yield ip_address(source[:4] if family is socket.AF_INET else source), Listener(str(inode), uid)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and content of the netlink messages in a datagram; netlink(7)."""
+    at = 0
+    while at < len(data):
+        size, kind, *_ = _MESSAGE.unpack_from(data, at)
+        yield kind, data[at + _MESSAGE.size : at + size]
+        at += (size + 3) & ~3
+
+
+def _look_up(port: int) -> Iterator[tuple[Address, Listener]]:
+    """Read /proc/net/tcp, which lists the connections as well; proc(5)."""
+    suffix, listening = f":{port:04X}", f"{LISTEN:02X}"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as lines:
+            for line in lines:
+                if suffix not in line:
+                    continue
+                _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
+                if state == listening and local.endswith(suffix):
+                    yield _address(local.partition(":")[0]), Listener(inode, int(uid))
+
+
+def _address(hexadecimal: str) -> Address:
+    """Read an address as the kernel prints it: 32-bit words, each in the byte order of the machine."""
+    words = (int(hexadecimal[i : i + 8], 16) for i in range(0, len(hexadecimal), 8))
+    return ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llamaswapd.systemd import listeners
 
 PROGRAM = "/usr/bin/server"
+IPPROTO_MPTCP = 262  # linux/in.h
 
 
 @pytest.fixture
@@ -51,6 +55,19 @@ def stranger() -> Iterator[tuple[int, int]]:
         process.kill()
 
 
+@pytest.fixture
+def no_netlink(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and no netlink socket can be made any more, as with RestrictAddressFamilies=AF_INET AF_INET6."""
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *arguments: int, **options: Any) -> None:
+            if family == socket.AF_NETLINK:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *arguments, **options)
+
+    return lambda: monkeypatch.setattr(socket, "socket", Socket)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
@@ -83,31 +100,77 @@ def test_a_unit_whose_processes_cannot_be_listed_is_given_the_benefit_of_the_dou
     assert listeners.stranger(stranger[1], tmp_path / "gone", PROGRAM) is None
 
 
-@pytest.mark.parametrize(
-    ("address", "is_seen"),
-    [
-        ("127.0.0.1", True),
-        ("127.0.0.2", True),
-        ("0.0.0.0", True),
-        ("::1", True),
-        ("::", True),
-        ("::ffff:127.0.0.1", True),
-    ],
-)
-def test_every_address_that_answers_on_loopback_counts(address: str, is_seen: bool) -> None:
+@contextmanager
+def listening_on(address: str, *, dual: bool = True) -> Iterator[int]:
+    """Listen on an address; yields the port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as listener:
         if family is socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
         listener.bind((address, 0))
         listener.listen()
-        found = listeners.listeners(listener.getsockname()[1])
-    assert [entry.uid for entry in found] == [os.getuid()] * is_seen
+        yield listener.getsockname()[1]
+
+
+ON_LOOPBACK = ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"]
+
+
+@pytest.mark.parametrize("address", ON_LOOPBACK)
+def test_every_address_that_answers_on_loopback_counts(address: str) -> None:
+    with listening_on(address) as port:
+        found = listeners.listeners(port)
+    assert [entry.uid for entry in found] == [os.getuid()]
+
+
+@pytest.mark.parametrize("dual", [True, False], ids=["dual-stack", "one family"])
+@pytest.mark.parametrize("address", ON_LOOPBACK)
+def test_proc_says_what_the_kernel_says(address: str, dual: bool, no_netlink: Callable[[], None]) -> None:
+    with listening_on(address, dual=dual or address.startswith("::ffff:")) as port:
+        asked = listeners.listeners(port)
+        no_netlink()
+        assert listeners.listeners(port) == asked
+    assert [entry.uid for entry in asked] == [os.getuid()]
+
+
+def test_several_listeners_of_a_port_are_found_either_way(no_netlink: Callable[[], None]) -> None:
+    with listening_on("127.0.0.1") as port, socket.create_server(("127.0.0.2", port)) as second:
+        inodes = {os.fstat(second.fileno()).st_ino}
+        with socket.create_server(("::1", port), family=socket.AF_INET6) as third:
+            inodes.add(os.fstat(third.fileno()).st_ino)
+            asked = listeners.listeners(port)
+            no_netlink()
+            assert set(listeners.listeners(port)) == set(asked)
+    assert len(asked) == 3
+    assert inodes < {int(entry.inode) for entry in asked}
+
+
+def test_a_server_of_multipath_tcp_is_found_either_way(no_netlink: Callable[[], None]) -> None:
+    """As Go's are, since 1.24."""
+    try:
+        listener = socket.socket(proto=IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"the kernel has no MPTCP: {error}")
+    with listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        asked = listeners.listeners(port)
+        no_netlink()
+        assert listeners.listeners(port) == asked
+    assert len(asked) == 1
 
 
 def test_a_socket_bound_to_another_address_does_not_count() -> None:
     as_printed = int.from_bytes(socket.inet_aton("192.0.2.1"), sys.byteorder)
-    assert not listeners._is_local(f"{as_printed:08X}")
+    assert str(listeners._address(f"{as_printed:08X}")) == "192.0.2.1"
+    assert not listeners._is_local(listeners._address(f"{as_printed:08X}"))
+
+
+def test_what_the_kernel_refuses_is_an_error() -> None:
+    """And not an answer without listeners: proc is asked then."""
+    no_family = socket.AF_UNSPEC
+    with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+        list(listeners._ask(80, no_family))
 
 
 def test_a_connection_is_no_listener(own_port: int) -> None:
