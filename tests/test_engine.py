@@ -841,6 +841,29 @@ async def test_a_load_that_is_given_up_is_not_told() -> None:
         assert engine.expected_load_s("a") is None
 
 
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_load_is_told_if_and_only_if_somebody_got_it_whenever_an_unload_crosses_it(turns: int) -> None:
+    async with running(swapping(slow("a"))) as (engine, backend):
+        told = engine.observer = Told()
+        with engine.lease("a") as lease:
+            (await backend.units.get()).is_up.set()
+            for _ in range(turns):  # of the event loop
+                await asyncio.sleep(0)
+            await engine.unload()
+            assert (("load", "a", True) in told.events) == lease.is_granted
+            assert (engine.expected_load_s("a") is not None) == lease.is_granted
+
+
+async def test_a_start_that_fails_when_it_is_given_up_is_not_told() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        told = engine.observer = Told()
+        backend.failures["a"] = StartError("no such program")
+        with engine.lease("a"):
+            await engine.unload()
+            assert backend.asked.qsize() == 1
+        assert told.events == []
+
+
 async def test_the_next_load_is_expected_to_take_what_the_last_few_took() -> None:
     async with running(swapping(model("a"), model("b"))) as (engine, _):
         assert engine.expected_load_s("a") is None
