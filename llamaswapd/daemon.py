@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from llamaswapd import loop
-from llamaswapd.config.load import load, sources
+from llamaswapd.activity.activity import Activity
+from llamaswapd.config.load import Loaded, load, sources
 from llamaswapd.config.schema import Config
 from llamaswapd.engine import Engine
 from llamaswapd.errors import BusLost, ConfigError, UsageError
 from llamaswapd.http.app import FrontEnd
+from llamaswapd.http.metrics import Durations
+from llamaswapd.machine.hardware import Hardware
+from llamaswapd.machine.performance import Performance
 from llamaswapd.observe import LineFormat, Observer
 from llamaswapd.systemd import service
 from llamaswapd.systemd.connect import Wanted, connect
@@ -55,10 +59,15 @@ class Options:
     def load(self, observer: Observer) -> Config:
         """Read the configuration, set up the log as it says, log its warnings; raises ConfigError."""
         loaded = load(self.files, self.config_dir)
+        self.heed(loaded, observer)
+        return loaded.config
+
+    @staticmethod
+    def heed(loaded: Loaded, observer: Observer) -> None:
+        """Set up the log as a configuration says, and log what is odd about it."""
         set_up_log(loaded.config, observer)
         for warning in loaded.warnings:
             log.warning("%s", warning)
-        return loaded.config
 
     def file_times(self) -> dict[Path, tuple[int, int]]:
         """Return when each file of the configuration was last changed, and its size; without those that are gone."""
@@ -77,12 +86,15 @@ async def run(options: Options) -> int:
         check_instance(options.instance)
     observer = Observer()
     config = options.load(observer)
+    activity, durations = Activity(config, observer.events), Durations()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(ended_by_signals())
         listeners = service.listen_sockets() or bind(options.listen)
         for listener in listeners:
             stack.callback(listener.close)
         tls = tls_context(options.tls)
+        await activity.open()
+        stack.push_async_callback(activity.close)
         notify = service.Notifier()
         stack.callback(notify.close)
         runtime_dir = stack.enter_context(service.runtime_directory(options.instance))
@@ -90,8 +102,8 @@ async def run(options: Options) -> int:
         backend = await stack.enter_async_context(
             connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
         )
-        engine = Engine(config, backend)
-        daemon = Daemon(options, engine, observer, notify)
+        engine = Engine(config, backend, durations)
+        daemon = Daemon(options, engine, observer, activity, durations, notify)
         backend.manager.on_lost = daemon.lose_bus
         for unit in await backend.clear():
             log.warning("stopped %s, left over from an earlier run", unit)
@@ -102,12 +114,25 @@ async def run(options: Options) -> int:
 class Daemon:
     """The running program: an engine and a front end, from READY=1 to the last unit gone."""
 
-    def __init__(self, options: Options, engine: Engine, observer: Observer, notify: service.Notifier) -> None:
+    def __init__(
+        self,
+        options: Options,
+        engine: Engine,
+        observer: Observer,
+        activity: Activity,
+        durations: Durations,
+        notify: service.Notifier,
+    ) -> None:
         self._options = options
         self._engine = engine
-        self._front = FrontEnd(self._engine, observer)
+        self._activity = activity
+        self._hardware = Hardware()
+        self._performance = Performance(engine.config.performance)
+        self._front = FrontEnd(engine, observer, activity, durations, self._hardware, self._performance)
         self._observer = observer
         self._notify = notify
+        self._reload_wanted = asyncio.Event()
+        self._preloading = asyncio.Event()
         self._stop = asyncio.Event()
         self._bus_lost = False
 
@@ -126,6 +151,9 @@ class Daemon:
             watchdog=self._feed_watchdog(),
             watch_config=self._watch_config(),
             print_logs=self._print_models_logs(),
+            reload=self._reload_when_wanted(),
+            hardware=self._hardware.detect(),
+            performance=self._performance.run(),
         ):
             await self._stop.wait()
         await self._shut_down()
@@ -151,7 +179,12 @@ class Daemon:
     # ---- what goes on beside the requests
 
     async def _preload(self) -> None:
-        await self._engine.preload(self._engine.config.hooks.on_startup.preload)
+        """Load what is wanted from the start, now and after each reload."""
+        self._preloading.set()
+        while True:
+            await self._preloading.wait()
+            self._preloading.clear()
+            await self._engine.preload(self._engine.config.hooks.on_startup.preload)
 
     async def _feed_watchdog(self) -> None:
         while self._notify.watchdog_interval_s:
@@ -178,18 +211,37 @@ class Daemon:
             seen = now
 
     def _reload(self) -> None:
-        if self._stop.is_set():
-            return
+        """Ask for a reload; one that is asked for while another is under way follows it."""
+        if not self._stop.is_set():
+            self._reload_wanted.set()
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._notify.reloading()
+            try:
+                is_done = await self._reloaded()
+            finally:
+                self._notify.ready()
+            if is_done:
+                self._preloading.set()
+
+    async def _reloaded(self) -> bool:
+        """Go on with the configuration as it is now; if it is wrong, with the one there was."""
         log.info("reloading configuration")
-        self._notify.reloading()
         try:
-            config = self._options.load(self._observer)
+            loaded = await asyncio.to_thread(load, self._options.files, self._options.config_dir)
+            await self._activity.reconfigure(loaded.config)
         except ConfigError as error:
             log.error("failed to reload config: %s", error)
-        else:
-            self._engine.reconfigure(config)
-            log.info("configuration reloaded")
-        self._notify.ready()
+            return False
+        self._options.heed(loaded, self._observer)
+        self._performance.reconfigure(loaded.config.performance)
+        self._front.reconfigure(loaded.config)
+        self._engine.reconfigure(loaded.config)
+        log.info("configuration reloaded")
+        return True
 
     def lose_bus(self) -> None:
         """Stop: without the bus no model can be started, stopped or watched."""

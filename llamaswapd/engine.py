@@ -44,6 +44,19 @@ EXPLAIN_WITHIN_S = 1.0
 LOADS_KEPT = 5
 
 
+class Resources(Protocol):
+    """What a unit uses, as its cgroup counts it; None where that is not counted."""
+
+    @property
+    def memory_bytes(self) -> int | None: ...
+
+    @property
+    def cpu_s(self) -> float | None: ...
+
+    @property
+    def tasks(self) -> int | None: ...
+
+
 class Unit(Protocol):
     """One start of a model's unit, until it is gone."""
 
@@ -62,6 +75,9 @@ class Unit(Protocol):
     @property
     def notified(self) -> asyncio.Event:
         """Set at every sign of life that the server gives systemd (READY=1, STATUS=): a reason to probe now."""
+
+    def resources(self) -> Resources:
+        """Say what the unit uses now; a matter of microseconds."""
 
     async def stop(self, grace_s: float) -> None:
         """Stop it; return when the unit is gone, its cgroup empty. SIGKILL after `grace_s`. May be called twice."""
@@ -363,6 +379,11 @@ class Engine:
     def statuses(self) -> list[Status]:
         """Every configured model, in byte order of the ids."""
         return [self.status(model_id) for model_id in self.config.models]
+
+    def resources(self, model_id: str) -> Resources | None:
+        """Say what a model's unit uses, None while it has none."""
+        run = self._runs.get(model_id)
+        return run.unit.resources() if run is not None and run.unit is not None else None
 
     def on_change(self, call: Callable[[], None]) -> None:
         """Call this after every change of a model's state."""

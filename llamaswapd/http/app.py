@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from aiohttp import web
 
+from llamaswapd.activity.activity import Activity
+from llamaswapd.config.schema import Config
 from llamaswapd.core.routing import MODEL_ROUTES
 from llamaswapd.engine import Engine
 from llamaswapd.http import api
+from llamaswapd.http.activity import ActivityApi
 from llamaswapd.http.api import Api
 from llamaswapd.http.events import KEEP_ALIVE_S, Events
 from llamaswapd.http.express import Express
 from llamaswapd.http.gate import Gate, hide_server
 from llamaswapd.http.logs import Logs
+from llamaswapd.http.machine import Machine
+from llamaswapd.http.metrics import Durations, Metrics
 from llamaswapd.http.proxy import Proxy
+from llamaswapd.http.recording import Recorder
 from llamaswapd.http.server import Site
 from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import Traffic
 from llamaswapd.http.upstream import Pool
+from llamaswapd.machine.hardware import Hardware
+from llamaswapd.machine.performance import Performance
 from llamaswapd.observe import Observer
+
+Route = web.AbstractRouteDef
 
 CUT_AFTER_S = 1.0  # at the very end: for answers that are still on their way out
 
@@ -29,17 +39,37 @@ CUT_AFTER_S = 1.0  # at the very end: for answers that are still on their way ou
 class FrontEnd:
     """Everything that answers on the listening sockets. Start it once; stop it in the order of the methods."""
 
-    def __init__(self, engine: Engine, observer: Observer, keep_alive_s: float = KEEP_ALIVE_S) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        observer: Observer,
+        activity: Activity,
+        durations: Durations,
+        hardware: Hardware,
+        performance: Performance,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
         self._streams = Streams()
         self._traffic = Traffic(observer.access)
         self._pool = Pool()
-        self._express = Express(engine, observer.inflight, self._pool, self._traffic)
-        events = Events(engine, observer, self._streams, keep_alive_s)
-        logs = Logs(engine, observer.log, self._streams)
-        proxy = Proxy(engine, observer.inflight, self._pool)
-        app = make_app(Gate(engine, self._traffic), proxy, Api(engine), logs, events)
-        self._runner = web.AppRunner(app)
+        self._recorder = Recorder(activity, engine.config.capture_buffer)
+        self._express = Express(engine, observer.inflight, self._pool, self._traffic, self._recorder)
+        gate = Gate(engine, self._traffic)
+        proxy = Proxy(engine, observer.inflight, self._pool, self._recorder)
+        routes = [
+            *model_routes(proxy),
+            *api_routes(Api(engine, observer.inflight)),
+            *activity_routes(ActivityApi(activity)),
+            *machine_routes(Machine(hardware, performance), Metrics(engine, activity, durations, performance)),
+            web.get("/api/events", Events(engine, observer, self._streams, keep_alive_s).stream),
+            *log_routes(Logs(engine, observer.log, self._streams)),
+        ]
+        self._runner = web.AppRunner(make_app(gate, routes))
         self._site: Site | None = None
+
+    def reconfigure(self, config: Config) -> None:
+        """Heed what the front end itself remembers of the configuration."""
+        self._recorder.allow(config.capture_buffer)
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Answer on these bound sockets."""
@@ -70,33 +100,69 @@ class FrontEnd:
         self._traffic.access.flush()
 
 
-def make_app(gate: Gate, proxy: Proxy, management: Api, logs: Logs, events: Events) -> web.Application:
+def make_app(gate: Gate, routes: Iterable[Route]) -> web.Application:
     """Return the application: one middleware and the table of routes.
 
     aiohttp 3.8 tries them one after the other, so the busy ones stand first and the patterns last.
     """
     app = web.Application(middlewares=[gate.middleware])
     app.on_response_prepare.append(hide_server)
-    by_method = {"GET": web.get, "POST": web.post}  # web.get answers HEAD too
-    app.add_routes(
-        [
-            *(by_method[method](path, proxy.model_request) for method, path in MODEL_ROUTES),
-            web.get("/v1/models", management.models),
-            web.get("/models", management.models),
-            web.get("/health", api.health),
-            web.get("/wol-health", api.health),
-            web.get("/running", management.running),
-            web.get("/unload", management.unload_all),
-            web.post("/api/models/unload", management.unload_all_for_json),
-            web.get("/api/events", events.stream),
-            web.get("/api/version", management.version),
-            web.get("/logs", logs.show),
-            web.get("/logs/stream", logs.stream_combined),
-            web.get("/upstream", api.to_ui_models),
-            web.get("/", api.to_ui),
-            web.route("*", "/upstream/{rest:.*}", proxy.upstream_request),
-            web.post("/api/models/unload/{name:.*}", management.unload),
-            web.get("/logs/stream/{name:.*}", logs.stream),
-        ]
-    )
+    in_order = sorted(routes, key=lambda route: isinstance(route, web.RouteDef) and "{" in route.path)
+    app.add_routes(in_order)
     return app
+
+
+def model_routes(proxy: Proxy) -> list[Route]:
+    """Everything that ends at a model."""
+    by_method = {"GET": web.get, "POST": web.post}  # web.get answers HEAD too
+    return [
+        *(by_method[method](path, proxy.model_request) for method, path in MODEL_ROUTES),
+        web.route("*", "/upstream/{rest:.*}", proxy.upstream_request),
+        web.route("*", "/comfyui", proxy.comfyui_request),
+        web.route("*", "/comfyui/{rest:.*}", proxy.comfyui_request),
+    ]
+
+
+def api_routes(management: Api) -> list[Route]:
+    return [
+        web.get("/v1/models", management.models),
+        web.get("/models", management.models),
+        web.get("/health", api.health),
+        web.get("/wol-health", api.health),
+        web.get("/running", management.running),
+        web.get("/unload", management.unload_all),
+        web.post("/api/models/unload", management.unload_all_for_json),
+        web.post("/api/models/unload/{name:.*}", management.unload),
+        web.get("/api/version", management.version),
+        web.get("/api/profiles", management.profiles),
+        web.put("/api/profiles/active", management.activate_profile),
+        web.post("/api/inflight/{id}/cancel", management.cancel),
+        web.get("/upstream", api.to_ui_models),
+        web.get("/ui", api.to_ui_folder),
+        web.get("/", api.to_ui),
+    ]
+
+
+def activity_routes(activity: ActivityApi) -> list[Route]:
+    return [
+        web.get("/api/metrics", activity.all_rows),
+        web.get("/api/metrics/activity", activity.page),
+        web.get("/api/metrics/stats", activity.stats),
+        web.get("/api/captures/{id}", activity.capture),
+    ]
+
+
+def machine_routes(machine: Machine, metrics: Metrics) -> list[Route]:
+    return [
+        web.get("/api/hardware", machine.hardware),
+        web.get("/api/performance", machine.performance),
+        web.get("/metrics", metrics.metrics),
+    ]
+
+
+def log_routes(logs: Logs) -> list[Route]:
+    return [
+        web.get("/logs", logs.show),
+        web.get("/logs/stream", logs.stream_combined),
+        web.get("/logs/stream/{name:.*}", logs.stream),
+    ]

@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # proxies and clients give up connections on which nothing moves
 
-# Which headers hold a session's name: for the web interface only, the default of `ui.activity.session_id`.
-SESSION_HEADERS = ("X-Session-ID", "X-Litellm-Session-Id")
-
 
 class Events:
     """Handler of `/api/events`; turns the engine's changes into events."""
@@ -37,6 +34,7 @@ class Events:
         self._streams = streams
         self._keep_alive_s = keep_alive_s
         engine.on_change(self._publish_status)
+        engine.on_profile(self._publish_profile)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = stream_response("text/event-stream", {"Cache-Control": "no-cache", "Connection": "keep-alive"})
@@ -51,8 +49,8 @@ class Events:
                     log_data("proxy", own_history),
                     log_data("upstream", await self._upstream_history(lines)),
                     self._status(),
-                    Event("uiConfig", {"activity": {"session_id": SESSION_HEADERS}}),
-                    Event("profileChanged", {"active": None}),
+                    Event("uiConfig", {"activity": {"session_id": self._engine.config.ui.activity.session_id}}),
+                    self._profile(),
                     self._observer.inflight.snapshot(),
                 )
                 async with asyncio.TaskGroup() as group:
@@ -66,7 +64,7 @@ class Events:
             items = await events.items()
             if events.has_lost:
                 events.has_lost = False
-                items = [self._status(), self._observer.inflight.snapshot()]
+                items = [self._status(), self._profile(), self._observer.inflight.snapshot()]
             await send(response, *items)
 
     async def _upstream_history(self, lines: LogLines) -> str:
@@ -92,8 +90,14 @@ class Events:
         if self._observer.events.members:
             self._observer.events.publish(self._status())
 
+    def _publish_profile(self, active: str | None) -> None:
+        self._observer.events.publish(Event("profileChanged", {"active": active}))
+
+    def _profile(self) -> Event:
+        return Event("profileChanged", {"active": self._engine.naming.active})
+
     def _status(self) -> Event:
-        return Event("modelStatus", status_records(self._engine.statuses()))
+        return Event("modelStatus", status_records(self._engine.config, self._engine.statuses()))
 
 
 async def write_own_log(response: web.StreamResponse, lines: Subscription[str]) -> None:

@@ -3,13 +3,13 @@
 No task, no request object and no dictionary of headers is made for a request. What the two ways decide and do alike is
 not here: who may ask (`auth`), what a name means (`core/routing`), what is changed in a body (`core/filters`), who is
 granted (`Engine.lease_now`), what a model gets to see (`forward`), how answers are relayed (`relay`), what is said of
-failures (`failure`) and of requests (`traffic`, `observe`).
+failures (`failure`) and of requests (`traffic`, `observe`, `recording`).
 
 A request is admitted if all of this is so; if not, aiohttp answers it, alike, only slower:
 
 1. it is a POST to a route of `MODEL_ROUTES`, with a length, and JSON or a form by its Content-Type;
 2. it presents a key, where keys are configured;
-3. the model's name is found in the body without much ado, and is configured;
+3. the model's name is found in the body without much ado, and is one of ours (no peer's, selector's or pin's);
 4. the body needs no change, or it is JSON and short;
 5. the model is ready and has a slot, nobody waits, nothing has to stop;
 6. its server takes a connection.
@@ -23,19 +23,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamaswapd.config.schema import ModelConfig
-from llamaswapd.core import filters, jsontext
+from llamaswapd.core import jsontext
+from llamaswapd.core.filters import Edit, edit_for
 from llamaswapd.core.routing import MultipartReader
-from llamaswapd.engine import Engine, Lease
-from llamaswapd.errors import Error, RequestTimeout, UpstreamError
+from llamaswapd.engine import Engine
+from llamaswapd.errors import Cancelled, Error, RequestTimeout, UpstreamError
 from llamaswapd.http import body
 from llamaswapd.http.answers import error_bytes
 from llamaswapd.http.failure import explained
 from llamaswapd.http.heads import Headers, Shape
+from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.route import Route
 from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
@@ -61,18 +63,21 @@ class Destination(NamedTuple):
     model: ModelConfig
     pool: OriginPool
     prefix: str  # of the path
-    needs_edit: bool
+    edit: Edit | None  # None: bodies stay as they are
+    about: Mapping[str, str]
 
 
 class Express:
     """Admits requests and owns the few tasks that they need. Sees `engine.config` anew for each request."""
 
-    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, traffic: Traffic) -> None:
+    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, traffic: Traffic, recorder: Recorder) -> None:
         self.engine = engine
         self.inflight = inflight
         self.traffic = traffic
+        self.recorder = recorder
         self._pool = pool
         self._config = engine.config
+        self._profile = engine.naming.active
         self._destinations: dict[str, Destination] = {}  # of the names that have been used
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -95,20 +100,25 @@ class Express:
         return exchange
 
     def destination(self, name: str) -> Destination | None:
-        """Return where a model's name leads, None if that is nowhere."""
-        if self._config is not self.engine.config:
-            self._config = self.engine.config
+        """Return where a name leads that means the same model of ours for everybody, None for any other."""
+        engine = self.engine
+        if self._config is not engine.config or self._profile is not engine.naming.active:
+            self._config, self._profile = engine.config, engine.naming.active
             self._destinations.clear()
         found = self._destinations.get(name)
         if found is None:
             model = self._config.resolve(name)
-            if model is None:
+            if model is None or name in self._config.selectors or name in engine.naming.pins():
                 return None
             try:
-                pool, prefix = self._pool.of(model.proxy)
+                pool, prefix = self._pool.of(model.proxy, model.timeouts)
             except UpstreamError:
                 return None
-            found = Destination(model, pool, prefix, filters.needed(model, name))
+            if pool.authorization:
+                return None
+            edit = edit_for(model, name, name)
+            about = about_request(self._config, model)
+            found = Destination(model, pool, prefix, edit if edit.is_needed else None, about)
             self._destinations[name] = found
         return found
 
@@ -147,7 +157,7 @@ class Exchange(Relay):
     """One request on the express way, from its head to the end of its answer."""
 
     __slots__ = (
-        "_digits", "_edited", "_express", "_form", "_lease", "_left", "_length", "_phase", "_raw_head", "_route",
+        "_digits", "_edited", "_express", "_form", "_left", "_length", "_phase", "_raw_head", "_route",
         "_shape", "_start", "_task", "_text",
     )  # fmt: skip
 
@@ -173,7 +183,10 @@ class Exchange(Relay):
         self.keep_alive = shape.keep_alive
         self._is_http11 = True
         self._has_own_stream = False
-        self._table = self._answer = self._framing = self._upstream = None
+        self._table = self.answer = self._framing = self._upstream = None
+        self.answer_kept = self.request_kept = self.lease = self.failure = None
+        self.first_byte = 0.0
+        self.sent_path = route.sent_path
         self._express = express
         self._route = route
         self._shape = shape
@@ -181,7 +194,6 @@ class Exchange(Relay):
         self._phase = Phase.MODEL
         self._start = b""  # of the head for the model's server, up to the digits
         self._edited: bytes | None = None  # the body to send, if it is not the client's own
-        self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
         self._form: MultipartReader | None = None
         self._raw_head = data[:start]
@@ -193,6 +205,10 @@ class Exchange(Relay):
         if route.boundary is not None:
             self._form = MultipartReader(route.boundary, route.query)
             self._form.feed(data[start:])
+
+    @property
+    def heads_bytes(self) -> int:
+        return super().heads_bytes + self._shape.fixed
 
     @property
     def headers(self) -> Headers:  # type: ignore[override]
@@ -219,6 +235,8 @@ class Exchange(Relay):
                 self._text += data
             case Phase.ANSWER if self._upstream is not None:
                 self._upstream.write(data)
+                if self.request_kept is not None and not self.request_kept.is_cut:
+                    self.request_kept.add(data.tobytes())
                 self._body_went_on(self._upstream)
             case Phase.REST if not self._left:
                 self._phase = Phase.NOTHING
@@ -242,12 +260,12 @@ class Exchange(Relay):
         to = self._express.destination(name)
         if to is None:
             return False
-        if to.needs_edit:
+        if to.edit is not None:
             if self._form is not None or self._length > EDIT_LIMIT:
                 return False
             if self._left:
                 return self._await_body()
-            self._edited = filters.apply(bytes(text), to.model, name)
+            self._edited = to.edit.apply(bytes(text))
         return self._ask_for(to)
 
     def _await_body(self) -> bool:
@@ -268,11 +286,13 @@ class Exchange(Relay):
         lease = express.engine.lease_now(model)
         if lease is None:
             return False
-        self._lease = lease
+        self.lease = lease
         self._start = self._route.start(to.prefix, connection.peer)
         self.model_id = model.id
+        self.about = to.about
         self._table = table = express.inflight
         table.add(self)
+        express.recorder.begin(self)
         connection.deadline = None
         # What cannot be sent twice takes a new connection; and what would be much to keep for that.
         is_small = not self._left and len(self._text) <= WRITE_AT_ONCE
@@ -305,8 +325,12 @@ class Exchange(Relay):
         text, digits = self._text, self._digits
         if self._edited is not None:
             text, digits = self._edited, b"%d" % len(self._edited)
+        text = bytes(text)
+        kept = self.request_kept
+        if kept is not None and not kept.size:
+            kept.add(text)
         if not self._left and len(text) <= WRITE_AT_ONCE:
-            self.begin(upstream, b"%b%b\r\n\r\n%b" % (self._start, digits, bytes(text)), complete=True)
+            self.begin(upstream, b"%b%b\r\n\r\n%b" % (self._start, digits, text), complete=True)
             return
         self.begin(upstream, b"%b%b\r\n\r\n" % (self._start, digits), complete=False)
         upstream.write(text)
@@ -360,8 +384,8 @@ class Exchange(Relay):
             self._fail(Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
 
     async def _explain(self, error: UpstreamError) -> None:
-        assert self._lease is not None
-        failure = await explained(self._lease, error)
+        assert self.lease is not None
+        failure = await explained(self.lease, self.lease.model, error)
         self._task = None
         self._fail(failure)
 
@@ -374,10 +398,10 @@ class Exchange(Relay):
         else:
             answer, size = error_bytes(error, self._route.accept, keep_alive=self.keep_alive)
             self.connection.write(answer)
-            self._answered(error.status, size)
+            self._answered(error.status, size, error)
 
-    def _answered(self, status: int, size: int) -> None:
-        self._give_back(status, size)
+    def _answered(self, status: int, size: int, error: Error | None = None) -> None:
+        self._give_back(status, size, error)
         connection = self.connection
         if not self._left or connection.transport.is_closing():
             self._phase = Phase.NOTHING
@@ -389,13 +413,17 @@ class Exchange(Relay):
         connection.deadline = connection.now + LINGER_S
         connection.resume_reading()
 
-    def _give_back(self, status: int, size: int) -> None:
-        """Give back what was taken; unless `status` is 0 the request is over, which the access log is told."""
-        express, route = self._express, self._route
-        lease, self._lease = self._lease, None
+    def _give_back(self, status: int, size: int, error: Error | None = None) -> None:
+        """Give back what was taken; unless `status` is 0 the request is over, which is told to whoever keeps books."""
+        express, route, lease = self._express, self._route, self.lease
         if lease is not None:
             lease.release()
             express.inflight.remove(self)
+            if status:
+                express.recorder.end(self, status, error)
+            else:
+                express.recorder.forget(self)
+            self.lease = None
         if status:
             express.traffic.end()
             duration_s = time.monotonic() - self.began
@@ -418,6 +446,14 @@ class Exchange(Relay):
             self._task.cancel()
         self.end()
         self._give_back(self.status or CLIENT_LEFT, self.size)
+
+    def cancel(self) -> None:
+        if self._phase is Phase.ANSWER and self._upstream is not None:
+            self._upstream.fail(Cancelled())
+        elif self._phase in (Phase.SERVER, Phase.CAUSE):
+            if self._task is not None:
+                self._task.cancel()
+            self._fail(Cancelled())
 
     def time_out(self) -> None:
         """The rest of the body has not come in time."""

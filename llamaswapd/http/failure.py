@@ -1,16 +1,22 @@
-"""What a client is told when its model fails once the request has been sent."""
+"""What a client is told when its model, or a peer, fails once the request has been sent."""
 
 from __future__ import annotations
 
+from llamaswapd.config.schema import ModelConfig, PeerModel
 from llamaswapd.engine import Lease
-from llamaswapd.errors import UpstreamError
+from llamaswapd.errors import Cancelled, UpstreamError
 from llamaswapd.http.upstream import NotHttp
 
 
-async def explained(lease: Lease, error: UpstreamError) -> UpstreamError:
-    """Return the error with the model's name, and how its unit ended if that is why; may take a second to find out."""
-    cause = None if isinstance(error, NotHttp) else await lease.cause()
-    what = f"it ended before its answer did: {cause}" if cause else str(error)
-    failure = UpstreamError(f'model "{lease.model.id}": {what}')
+async def explained(lease: Lease | None, target: ModelConfig | PeerModel, error: UpstreamError) -> UpstreamError:
+    """Return the error with what failed, and how a model's unit ended if that is why; may take a second to find out."""
+    if isinstance(error, Cancelled):
+        return error
+    if isinstance(target, PeerModel):
+        failure = UpstreamError(f'peer proxy error: peer "{target.peer.id}": {error}')
+    else:
+        cause = None if lease is None or isinstance(error, NotHttp) else await lease.cause()
+        what = f"it ended before its answer did: {cause}" if cause else str(error)
+        failure = UpstreamError(f'model "{target.id}": {what}')
     failure.__cause__ = error
     return failure

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from aiohttp import web
 
+from llamaswapd.config.schema import Peer
 from llamaswapd.errors import RequestError
 from llamaswapd.http.auth import presented_key
 
@@ -19,6 +20,8 @@ NOT_FORWARDED = frozenset((
 
 KEY_HEADERS = {b"authorization": "Authorization", b"x-api-key": "x-api-key"}
 
+READABLE_CODINGS = frozenset((b"gzip", b"deflate"))  # of answers in which usage can be found
+
 
 def target_of(request: web.BaseRequest) -> str:
     """Return path and query as the client wrote them, also when it wrote a whole URL (RFC 9112 section 3.2.2)."""
@@ -26,24 +29,46 @@ def target_of(request: web.BaseRequest) -> str:
 
 
 def request_head(
-    request: web.BaseRequest, target: str, length: int | None, api_keys: tuple[str, ...], default_host: str
+    request: web.BaseRequest,
+    target: str,
+    length: int | None,
+    *,
+    host: str,
+    api_keys: tuple[str, ...] = (),
+    peer: Peer | None = None,
+    is_recorded: bool = False,
+    upgrade: str = "",
+    authorization: str = "",
 ) -> bytes:
-    """Return the head of the request to the model's server.
+    """Return the head of the request to a model's server, or to a peer.
 
-    `target`: path and query. `length`: bytes of the body, None for one sent in chunks. Headers that carry one of
-    `api_keys` are left out: they are ours, not the model's.
+    `target`: path and query. `length`: bytes of the body, None for one sent in chunks. `host`: the server's, told to a
+    peer, and where the client tells none. Headers that carry one of `api_keys` are left out: they are ours, not the
+    model's. `is_recorded`: its answer must be readable for us. `upgrade`: the protocol that the client wants to go on
+    in. `authorization`: for the proxy on the way to the server.
     """
     fields = [(name.lower(), value, name + b": " + value) for name, value in request.raw_headers]
-    kept, forwarded_for = forwarded(fields, _listed(request), api_keys)
-    lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape"), *kept]
-    if not any(name == b"host" for name, _, _ in fields):  # HTTP/1.0
-        lines.append(b"Host: " + default_host.encode())
-    if request.remote:
-        forwarded_for.append(request.remote.encode())
-    if forwarded_for:
-        lines.append(b"X-Forwarded-For: " + b", ".join(forwarded_for))
+    if peer is not None:
+        fields = list(_to_peer(fields, peer))
+    kept, forwarded_for = forwarded(fields, _listed(request), api_keys, is_recorded=is_recorded)
+    lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape")]
+    if peer is not None or not any(name == b"host" for name, _, _ in fields):  # HTTP/1.0 may have none
+        lines.append(b"Host: " + host.encode())
+    lines += kept
+    if peer is not None and peer.api_key:
+        key = peer.api_key.encode(errors="surrogateescape")
+        lines += (b"Authorization: Bearer " + key, b"x-api-key: " + key)
+    if peer is None:
+        if request.remote:
+            forwarded_for.append(request.remote.encode())
+        if forwarded_for:
+            lines.append(b"X-Forwarded-For: " + b", ".join(forwarded_for))
+    if authorization:
+        lines.append(b"Proxy-Authorization: " + authorization.encode())
     if "trailers" in request.headers.get("TE", "").lower():  # they are passed on
         lines.append(b"TE: trailers")
+    if upgrade:
+        lines += (b"Connection: Upgrade", b"Upgrade: " + upgrade.encode(errors="surrogateescape"))
     if length is None:
         lines.append(b"Transfer-Encoding: chunked")
     elif length or request.method in ("POST", "PUT", "PATCH"):
@@ -55,12 +80,26 @@ def request_head(
     return head
 
 
+Field = tuple[bytes, bytes, bytes]  # the name in lower case, the value, the line
+
+
+def _to_peer(fields: Iterable[Field], peer: Peer) -> Iterator[Field]:
+    """Yield what another server may know: neither our host nor who asked us, and its own key if it has one."""
+    for field in fields:
+        name = field[0]
+        if name in (b"host", b"forwarded") or name.startswith(b"x-forwarded-"):
+            continue
+        if not (peer.api_key and name in KEY_HEADERS):
+            yield field
+
+
 def forwarded(
-    fields: Iterable[tuple[bytes, bytes, bytes]], listed: frozenset[bytes], api_keys: tuple[str, ...]
+    fields: Iterable[Field], listed: frozenset[bytes], api_keys: tuple[str, ...], *, is_recorded: bool
 ) -> tuple[list[bytes], list[bytes]]:
     """Return the lines that are sent on, and the values of X-Forwarded-For.
 
-    Of each field: its name in lower case, its value, its line. `listed` are the names that Connection lists.
+    `listed` are the names that Connection lists. Of a recorded request, the answer may be compressed only so that we
+    can read it.
     """
     lines, forwarded_for = [], []
     for name, value, line in fields:
@@ -70,8 +109,19 @@ def forwarded(
             continue
         if api_keys and name in KEY_HEADERS and _carries_key(KEY_HEADERS[name], value, api_keys):
             continue
+        if is_recorded and name == b"accept-encoding" and (readable := _readable(value)) != value:
+            lines += [line[: line.index(b":")] + b": " + readable] if readable else []
+            continue
         lines.append(line)
     return lines, forwarded_for
+
+
+@lru_cache(maxsize=64)
+def _readable(accept_encoding: bytes) -> bytes:
+    """Return those of the accepted codings that we can read too."""
+    entries = [entry.strip() for entry in accept_encoding.split(b",")]
+    readable = [entry for entry in entries if entry.partition(b";")[0].strip().lower() in READABLE_CODINGS]
+    return accept_encoding if len(readable) == len(entries) else b", ".join(readable)
 
 
 def _listed(request: web.BaseRequest) -> frozenset[bytes]:

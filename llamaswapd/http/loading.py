@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 
-from llamaswapd.engine import Lease
+from llamaswapd.core.lifecycle import State
+from llamaswapd.engine import Engine, Lease
 
 TICK_S = 0.75  # intermediaries must see some bytes at least every second or so
 
 RULE = "━━━━━"
 
 
-async def show_loading(lease: Lease, send_event: Callable[[object], None]) -> None:
+async def show_loading(engine: Engine, lease: Lease, send_event: Callable[[object], None]) -> None:
     """Send progress until the lease is granted; raises what `Lease.granted` does."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+    began = time.monotonic()
     send_event(_reasoning(f"{RULE}\nllama-swap loading model: {lease.model.id}\n\n"))
     shown_position = None
     while not lease.is_granted:
@@ -26,8 +28,19 @@ async def show_loading(lease: Lease, send_event: Callable[[object], None]) -> No
             async with asyncio.timeout(TICK_S):
                 await lease.granted()
         except TimeoutError:
-            send_event(_reasoning("."))
-    send_event(_reasoning(f"\nDone! ({loop.time() - began:.2f}s)\n{RULE}\n\n"))
+            send_event(_reasoning(_progress(engine, lease.model.id)))
+    send_event(_reasoning(f"\nDone! ({time.monotonic() - began:.2f}s)\n{RULE}\n\n"))
+
+
+def _progress(engine: Engine, model_id: str) -> str:
+    """Return a dot, or how far the load is if that can be told from earlier ones."""
+    status, expected_s = engine.status(model_id), engine.expected_load_s(model_id)
+    if status.state is not State.STARTING or expected_s is None:
+        return "."
+    loading_s = time.time() - status.since
+    if loading_s >= expected_s:
+        return "."  # it takes longer than usual: nobody knows
+    return f" {100 * loading_s / expected_s:.0f} % (about {math.ceil(expected_s - loading_s)} s left)"
 
 
 def _reasoning(text: str) -> object:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from aiohttp import web
 
+from llamaswapd.config.schema import ModelConfig
 from llamaswapd.core.routing import split_upstream
 from llamaswapd.engine import Engine
 from llamaswapd.errors import ModelNotFound, RequestError
@@ -48,10 +49,12 @@ class Logs:
             return await self._stream(request, own=True, models=())
         if name == "upstream":
             return await self._stream(request, own=False, models=None)
-        try:
-            model, _ = split_upstream(self._engine.config, request.rel_url.raw_path.removeprefix("/logs/stream/"))
-        except ModelNotFound:
-            raise RequestError("invalid logger. Use 'proxy', 'upstream' or a model's ID") from None
+        rest = request.rel_url.raw_path.removeprefix("/logs/stream/")
+        model = None
+        with suppress(ModelNotFound):
+            model, _ = split_upstream(self._engine.config, rest)
+        if not isinstance(model, ModelConfig):
+            raise RequestError("invalid logger. Use 'proxy', 'upstream' or a model's ID")
         return await self._stream(request, own=False, models=(model.id,))
 
     def _combined(self) -> tuple[bool, bool]:

@@ -1,6 +1,7 @@
-"""The data plane: which model a request is for, the wait until it is ready, and the way there and back.
+"""The data plane: where a request goes, the wait until its model is ready, and the way there and back.
 
-A request's way: `model_request` finds the model and holds the lease, `_forward` sends, `Relay` passes the answer on.
+A request's way: `model_request` finds what is meant and holds the lease, `_forward` sends, `Relay` passes the answer
+on. `/upstream` and `/comfyui`, whose models stand in the path, join it at the lease.
 """
 
 from __future__ import annotations
@@ -8,23 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
+from functools import lru_cache
+from urllib.parse import unquote
 
 from aiohttp import web
 
-from llamaswapd.config.schema import ModelConfig
-from llamaswapd.core import filters, routing
+from llamaswapd.config.regex import compile_re2
+from llamaswapd.config.schema import COMFYUI_ID, ModelConfig, PeerModel
+from llamaswapd.core import routing
+from llamaswapd.core.filters import Edit, edit_for
+from llamaswapd.core.lifecycle import State
 from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader
-from llamaswapd.engine import Engine, Lease
-from llamaswapd.errors import Error, RequestError, UpstreamError, envelope
+from llamaswapd.engine import Engine, Resolved
+from llamaswapd.errors import Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
 from llamaswapd.http.body import Body
 from llamaswapd.http.failure import explained
 from llamaswapd.http.forward import request_head, target_of
 from llamaswapd.http.loading import show_loading
 from llamaswapd.http.ordinary import Awaited, Relayed
-from llamaswapd.http.relay import Relay
+from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.server import cancelled_if_gone
+from llamaswapd.http.traffic import CLIENT_LEFT
+from llamaswapd.http.upgrade import passed_on, wanted_protocol
 from llamaswapd.http.upstream import Pool, Stale
 from llamaswapd.observe import Inflight
 
@@ -32,88 +41,177 @@ log = logging.getLogger(__name__)
 
 LOADING_PATH = "/v1/chat/completions"  # the only clients that show reasoning
 INLINE_EDIT_LIMIT = 256 * 1024  # bytes of JSON; editing more would hold up every stream for milliseconds
+COMFYUI_PATH = "/comfyui/"
 
 
 class Proxy:
-    """The handlers of all requests that end at a model's server."""
+    """The handlers of all requests that end at a model's server or at a peer."""
 
-    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool) -> None:
+    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, recorder: Recorder) -> None:
         self._engine = engine
         self._inflight = inflight
         self._pool = pool
+        self._recorder = recorder
+
+    # ---- the three ways to name a model
 
     async def model_request(self, request: web.Request) -> web.StreamResponse:
         """Answer a request that names its model in body or query."""
-        with cancelled_if_gone(request), Body(request) as body:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cancelled_if_gone(request))
+            body = stack.enter_context(Body(request))
             target = target_of(request)
             path, _, query = target.partition("?")
             reader = routing.reader(request.method, request.headers.get("Content-Type", ""), query)
             name = await _find_name(reader, body)
-            model = routing.target(self._engine.config, name)
-            await _rewrite(body, reader, model, name)
-            relay = Awaited(request, model.id, path)
-            with self._shown(relay), self._engine.lease(model.id) as lease:
-                if not lease.is_granted:
-                    await _read_on(reader, body)
-                    if reader.stream and path.startswith(LOADING_PATH) and self._shows_loading(model):
-                        return await self._answer_while_loading(request, relay, lease, body)
-                    await lease.granted()
-                await self._forward(request, relay, lease, body, routing.forwarded_path(target))
-                return Relayed(relay)
+            relay = Awaited(request, path, routing.forwarded_path(path))
+            resolved = self._resolved(relay, name)
+            stack.callback(resolved.release)
+            to = resolved.target
+            stack.enter_context(self._attended(relay, to, resolved.selector))
+            await _rewrite(body, reader, edit_for(to, name, resolved.name))
+            if isinstance(to, PeerModel):
+                await self._forward(request, relay, to, body, routing.forwarded_path(target))
+            else:
+                await self._forward_when_ready(request, relay, to, body, target, reader)
+            return Relayed(relay)
 
     async def upstream_request(self, request: web.Request) -> web.StreamResponse:
         """Answer `/upstream/{model}/{path}`: any request, passed on as it is to the model in its path."""
         path, mark, query = target_of(request).partition("?")
-        model, rest = routing.split_upstream(self._engine.config, path)
+        target, rest = routing.split_upstream(self._engine.config, path, self._engine.naming.pins())
         if rest is None:
-            return redirect(301 if request.method in ("GET", "HEAD") else 308, f"{path}/{mark}{query}")
+            return _to_folder(request, path, mark + query)
+        if isinstance(target, ModelConfig) and self._is_ignored(rest) and not self._is_ready(target):
+            raise Conflict(f"model {target.id} is not loaded; path matches upstream.ignorePaths")
+        is_model_route = (request.method, rest) in routing.MODEL_ROUTES
+        return await self._pass_on(request, target, rest, mark + query, is_attended=is_model_route)
+
+    async def comfyui_request(self, request: web.Request) -> web.StreamResponse:
+        """Answer `/comfyui/{path}` from the model of that name; only its front page may load it."""
+        path, mark, query = target_of(request).partition("?")
+        model = self._engine.config.models.get(COMFYUI_ID)
+        if model is None:
+            raise NotFound(f"local model {COMFYUI_ID} not found")
+        if path == COMFYUI_PATH.rstrip("/"):
+            return _to_folder(request, path, mark + query)
+        if path != COMFYUI_PATH and not self._is_ready(model):
+            raise Conflict(f"model {COMFYUI_ID} is not loaded; only {COMFYUI_PATH} can start it")
+        return await self._pass_on(request, model, path[len(COMFYUI_PATH) - 1 :], mark + query, is_attended=False)
+
+    # ---- what they have in common
+
+    async def _pass_on(
+        self, request: web.Request, target: ModelConfig | PeerModel, path: str, query: str, *, is_attended: bool
+    ) -> web.StreamResponse:
+        """Pass a request on as it is, under another path."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(cancelled_if_gone(request))
             body = stack.enter_context(Body(request))
-            relay = Awaited(request, model.id, rest)
-            if (request.method, rest) in routing.MODEL_ROUTES:
-                stack.enter_context(self._shown(relay))
-            lease = stack.enter_context(self._engine.lease(model.id))
-            if not lease.is_granted:
-                await body.finish()
-                await lease.granted()
-            await self._forward(request, relay, lease, body, rest + mark + query)
+            relay = Awaited(request, path, path)
+            if is_attended:
+                stack.enter_context(self._attended(relay, target, None))
+            if isinstance(target, PeerModel):
+                await self._forward(request, relay, target, body, path + query)
+            else:
+                await self._forward_when_ready(request, relay, target, body, path + query, None)
             return Relayed(relay)
 
-    def _shows_loading(self, model: ModelConfig) -> bool:
+    async def _forward_when_ready(
+        self,
+        request: web.Request,
+        relay: Awaited,
+        model: ModelConfig,
+        body: Body,
+        target: str,
+        reader: ModelReader | None,
+    ) -> None:
+        """Wait until the model is ready and forward; `reader` still reads the body, if anybody has to."""
+        if model.ignores_websockets and wanted_protocol(request).lower() == "websocket":
+            if not self._is_ready(model):
+                raise Conflict(f"model {model.id} is not loaded; ignored websocket requests cannot start it")
+            relay.show_no_more()
+            await self._forward(request, relay, model, body, target)
+            return
+        with self._engine.lease(model.id) as lease:
+            relay.lease = lease
+            if not lease.is_granted:
+                await _read_on(reader, body)
+                if reader is not None and self._shows_loading(model, reader, target):
+                    await self._answer_while_loading(request, relay, model, body, target)
+                    return
+                await lease.granted()
+            await self._forward(request, relay, model, body, routing.forwarded_path(target) if reader else target)
+
+    def _resolved(self, relay: Awaited, name: str) -> Resolved:
+        """Return where a name leads; that it leads nowhere is worth a row of the activity."""
+        try:
+            return self._engine.resolve(name)
+        except UnknownModel:
+            relay.model_id = name
+            with self._attended(relay, None, None):
+                raise
+
+    def _is_ready(self, model: ModelConfig) -> bool:
+        return self._engine.status(model.id).state is State.READY
+
+    def _is_ignored(self, rest: str) -> bool:
+        path = unquote(rest)
+        return any(_pattern(each).search(path) for each in self._engine.config.upstream.ignore_paths)
+
+    def _shows_loading(self, model: ModelConfig, reader: ModelReader, target: str) -> bool:
         own = model.send_loading_state
-        return self._engine.config.send_loading_state if own is None else own
+        wants = self._engine.config.send_loading_state if own is None else own
+        return bool(wants and target.startswith(LOADING_PATH) and reader.stream)
 
     @contextlib.contextmanager
-    def _shown(self, relay: Relay) -> Iterator[None]:
+    def _attended(self, relay: Awaited, target: ModelConfig | PeerModel | None, selector: str | None) -> Iterator[None]:
+        """Show the request while it is in flight, let it be cancelled, and record a POST when it has ended."""
+        if target is not None:
+            relay.model_id = target.id
+            relay.about = about_request(self._engine.config, target, selector)
+        is_recorded = relay.method == "POST"
+        if is_recorded:
+            self._recorder.begin(relay)
         relay.show_in(self._inflight)
+        failure: Error | None = None
         try:
-            yield
+            with relay.cancellable():
+                yield
+        except Error as error:
+            failure = error
+            raise
         finally:
             relay.show_no_more()
+            if is_recorded:
+                status = relay.status or (failure.status if failure is not None else CLIENT_LEFT)
+                self._recorder.end(relay, status, failure)
 
     async def _answer_while_loading(
-        self, request: web.Request, relay: Awaited, lease: Lease, body: Body
-    ) -> web.StreamResponse:
+        self, request: web.Request, relay: Awaited, model: ModelConfig, body: Body, target: str
+    ) -> None:
         """Begin the answer with the model's loading; the status is 200 from now on, whatever happens."""
+        assert relay.lease is not None
         relay.begin_stream()
         try:
-            await show_loading(lease, relay.send_event)
-            await self._forward(request, relay, lease, body, target_of(request))
+            await show_loading(self._engine, relay.lease, relay.send_event)
+            await self._forward(request, relay, model, body, target)
         except Error as error:
+            relay.failure = error
             relay.send_event(envelope(error.status, str(error)))
             relay.end_stream()
-        return Relayed(relay)
 
-    async def _forward(self, request: web.Request, relay: Awaited, lease: Lease, body: Body, target: str) -> None:
-        """Send the request to the model and pass the answer on.
+    async def _forward(
+        self, request: web.Request, relay: Awaited, target: ModelConfig | PeerModel, body: Body, path: str
+    ) -> None:
+        """Send the request and pass the answer on.
 
         Raises while the client has seen nothing of an answer; afterwards the relay shows it that the answer is cut.
         """
         try:
-            await self._exchange(request, relay, lease.model, body, target)
+            await self._exchange(request, relay, target, body, path)
         except UpstreamError as error:
-            failure = await explained(lease, error)
+            failure = await explained(relay.lease, target, error)
             if not relay.has_begun:
                 raise failure from error
             log.warning("answer cut after %d bytes: %s", relay.size, failure)
@@ -125,23 +223,48 @@ class Proxy:
         except Exception as error:
             if not relay.has_begun:
                 raise
-            log.exception("<%s> unexpected error in the middle of an answer", lease.model.id)
+            log.exception("<%s> unexpected error in the middle of an answer", target.id)
             relay.break_off(Error(f"internal error: {type(error).__name__}"))
 
     async def _exchange(
-        self, request: web.Request, relay: Awaited, model: ModelConfig, body: Body, target: str
+        self, request: web.Request, relay: Awaited, target: ModelConfig | PeerModel, body: Body, path: str
     ) -> None:
-        pool, prefix = self._pool.of(model.proxy)
-        host = f"{pool.origin.host}:{pool.origin.port}"
-        head = request_head(request, prefix + target, body.length_to_send, self._engine.config.api_keys, host)
-        # A server may close a kept connection in the very moment it is used. What cannot be sent twice takes a new one.
-        if body.is_complete and (kept := pool.take()) is not None:
-            try:
-                await relay.exchange(kept, head, body)
-                return
-            except Stale:
-                pass
-        await relay.exchange(await pool.connect(), head, body)
+        peer = target.peer if isinstance(target, PeerModel) else None
+        to = peer or target
+        assert not isinstance(to, PeerModel)
+        pool, prefix = self._pool.of(to.proxy, to.timeouts)
+        upgrade = wanted_protocol(request)
+        head = request_head(
+            request,
+            prefix + path,
+            body.length_to_send,
+            host=pool.origin.authority,
+            api_keys=self._engine.config.api_keys,
+            peer=peer,
+            is_recorded=relay.answer_kept is not None,
+            upgrade=upgrade,
+            authorization=pool.authorization,
+        )
+        with passed_on(request, relay) if upgrade else contextlib.nullcontext():
+            # A server may close a kept connection in the very moment it is used. What cannot be sent twice takes a new
+            # one.
+            if body.is_complete and not upgrade and (kept := pool.take()) is not None:
+                try:
+                    await relay.exchange(kept, head, body)
+                    return
+                except Stale:
+                    pass
+            await relay.exchange(await pool.connect(), head, body, upgrades=bool(upgrade))
+
+
+@lru_cache(maxsize=128)
+def _pattern(text: str) -> re.Pattern[str]:
+    return compile_re2(text)
+
+
+def _to_folder(request: web.Request, path: str, query: str) -> web.StreamResponse:
+    """Send the client to the same path with a slash behind it, with the same method."""
+    return redirect(301 if request.method in ("GET", "HEAD") else 308, f"{path}/{query}")
 
 
 async def _find_name(reader: ModelReader, body: Body) -> str:
@@ -151,23 +274,24 @@ async def _find_name(reader: ModelReader, body: Body) -> str:
     return reader.finish()
 
 
-async def _read_on(reader: ModelReader, body: Body) -> None:
+async def _read_on(reader: ModelReader | None, body: Body) -> None:
     """Read the body to its end: only then does aiohttp read on, and notice when the client leaves."""
     while piece := await body.read_more():
-        reader.feed(piece)
+        if reader is not None:
+            reader.feed(piece)
 
 
-async def _rewrite(body: Body, reader: ModelReader, model: ModelConfig, name: str) -> None:
-    """Change in the body what the model's configuration wants changed."""
+async def _rewrite(body: Body, reader: ModelReader, edit: Edit) -> None:
+    """Change in the body what the configuration wants changed."""
     if isinstance(reader, JsonReader):
         if body.length is None:  # JSON reaches the model with a length, also when it came in chunks
             await _read_on(reader, body)
-        if filters.needed(model, name):
+        if edit.is_needed:
             await _read_on(reader, body)
             whole = await body.whole()
             if len(whole) <= INLINE_EDIT_LIMIT:
-                body.replace(filters.apply(whole, model, name))
+                body.replace(edit.apply(whole))
             else:
-                body.replace(await asyncio.to_thread(filters.apply, whole, model, name))
-    elif isinstance(reader, MultipartReader) and reader.span is not None and model.use_model_name:
-        body.splice(*reader.span, model.use_model_name.encode())
+                body.replace(await asyncio.to_thread(edit.apply, whole))
+    elif isinstance(reader, MultipartReader) and reader.span is not None and edit.renames:
+        body.splice(*reader.span, edit.sent.encode())

@@ -11,11 +11,14 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from llamaswapd.engine import Lease
 from llamaswapd.errors import Error, UpstreamError, envelope
-from llamaswapd.http.wire import BodyKind, Chunked, Framing, Shape, UntilClose, names_in
+from llamaswapd.http.kept import Kept
+from llamaswapd.http.wire import SWITCHING_PROTOCOLS, BodyKind, Chunked, Framing, Shape, UntilClose, names_in
 from llamaswapd.observe import Inflight, InflightEntry
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 HOP_BY_HOP = frozenset((
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"transfer-encoding", b"upgrade", b"te",
 ))  # fmt: skip
+
+UPGRADE_FIELDS = frozenset((b"connection", b"upgrade"))
 
 LAST_CHUNK = b"0\r\n\r\n"
 LINGER_S = 10.0  # how long a client may take to read the end of an answer that breaks off
@@ -44,15 +49,23 @@ class Relay(InflightEntry):
     """
 
     __slots__ = (
-        "_answer", "_framing", "_has_own_stream", "_is_http11", "_table", "_upstream", "connection", "keep_alive",
+        "_framing", "_has_own_stream", "_is_http11", "_table", "_upstream", "about", "answer", "answer_kept",
+        "connection", "failure", "first_byte", "keep_alive", "lease", "request_kept", "sent_path",
     )  # fmt: skip
 
     connection: Connection
     keep_alive: bool
+    sent_path: str  # the path that the model's server sees
+    about: Mapping[str, str]  # what else there is to say of the request
+    lease: Lease | None
+    answer: tuple[Shape, bytes] | None  # its head, once it has come, and the digits of its length
+    failure: Error | None  # why the answer is cut
+    first_byte: float  # of the answer, on the monotonic clock; 0.0 until it comes
+    request_kept: Kept | None  # None: nobody wants to know what was said
+    answer_kept: Kept | None
     _is_http11: bool
     _has_own_stream: bool
     _table: Inflight | None
-    _answer: tuple[Shape, bytes] | None
     _framing: Framing | None
     _upstream: Upstream | None
 
@@ -60,6 +73,11 @@ class Relay(InflightEntry):
     def has_begun(self) -> bool:
         """Whether the client has been sent some of the answer."""
         return self.status != 0
+
+    @property
+    def is_in_chunks(self) -> bool:
+        """Whether the client gets the answer's body in chunks."""
+        return self._is_http11 and (self._has_own_stream or isinstance(self._framing, Chunked))
 
     def over(self, error: UpstreamError | None) -> None:
         """The answer has ended; with the error if it did not come or broke off. Not called after `end`."""
@@ -80,20 +98,31 @@ class Relay(InflightEntry):
         if self._table is not None:
             self._table.remove(self)
 
+    def metadata(self) -> Mapping[str, str]:
+        return self.about
+
+    @property
+    def heads_bytes(self) -> int:
+        """About how much memory the heads of request and answer take."""
+        return self.answer[0].fixed if self.answer is not None else 0
+
     def resp_headers(self) -> Iterable[tuple[str, str]]:
-        return self._answer[0].pairs(self._answer[1]) if self._answer is not None else ()
+        return self.answer[0].pairs(self.answer[1]) if self.answer is not None else ()
 
     # ---- the exchange
 
-    def begin(self, upstream: Upstream, data: bytes, *, complete: bool) -> None:
-        """Send a request, or its beginning if it is not `complete`, and pass the answer on."""
+    def begin(self, upstream: Upstream, data: bytes, *, complete: bool, upgrades: bool = False) -> None:
+        """Send a request, or its beginning if it is not `complete`, and pass the answer on.
+
+        `upgrades`: it asks for another protocol, of which the answer may be the beginning (101).
+        """
         self._upstream = upstream
         connection = self.connection
         connection.on_writable = self._on_client_writable
         if not connection.is_writable:
             upstream.pause_reading()
         unframe = self._has_own_stream or not self._is_http11
-        upstream.send(self, data, is_head=self.method == "HEAD", unframe=unframe, complete=complete)
+        upstream.send(self, data, is_head=self.method == "HEAD", unframe=unframe, complete=complete, upgrades=upgrades)
 
     def end(self) -> None:
         """Give the exchange up if it is not over: the server sees its connection end."""
@@ -113,8 +142,9 @@ class Relay(InflightEntry):
             self._upstream.pause_reading()
 
     def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
-        self._answer = shape, digits
+        self.answer = shape, digits
         self._framing = framing
+        self.first_byte = time.monotonic()
         if self.status:  # our own stream: status and headers of the answer are lost
             if data:
                 self.on_data(data)
@@ -129,6 +159,9 @@ class Relay(InflightEntry):
         table = self._table
         if table is not None and table.watchers:
             table.tell(self)
+        kept = self.answer_kept
+        if kept is not None and data:
+            kept.add(data)
         self.connection.write(before + data if behind is None else before + digits + behind + data)
 
     def on_data(self, data: bytes) -> None:
@@ -149,6 +182,9 @@ class Relay(InflightEntry):
         table = self._table
         if table is not None and table.watchers:
             table.tell_size(self)
+        kept = self.answer_kept
+        if kept is not None:
+            kept.add(data)
         self.connection.write(data)
 
     # ---- a stream of our own
@@ -163,7 +199,7 @@ class Relay(InflightEntry):
             self.keep_alive = False
             framing = b""
         close = b"" if self.keep_alive else b"Connection: close\r\n"
-        self._write(STREAM_HEAD + framing + close + b"\r\n", 0)
+        self.connection.write(STREAM_HEAD + framing + close + b"\r\n")
 
     def send_event(self, data: object) -> None:
         """Send an event of our own into the stream that we have begun."""
@@ -177,8 +213,9 @@ class Relay(InflightEntry):
     def break_off(self, error: Error) -> None:
         """Let the client see that the answer is cut: by an error event where there can be one, and no clean end."""
         self.keep_alive = False
+        self.failure = error
         transport = self.connection.transport
-        is_event_stream = self._has_own_stream or (self._answer is not None and self._answer[0].is_event_stream)
+        is_event_stream = self._has_own_stream or (self.answer is not None and self.answer[0].is_event_stream)
         if is_event_stream and self._is_between_chunks():
             # The blank line ends what the model had begun of an event, and means nothing if there was nothing.
             self._write_content(b"\n\n" + _event(envelope(error.status, str(error))))
@@ -197,8 +234,7 @@ class Relay(InflightEntry):
         return isinstance(self._framing, UntilClose)
 
     def _write_content(self, content: bytes) -> None:
-        in_chunks = self._is_http11 and (self._has_own_stream or isinstance(self._framing, Chunked))
-        self._write(chunk(content) if in_chunks else content, len(content))
+        self._write(chunk(content) if self.is_in_chunks else content, len(content))
 
 
 def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, bytes | None]:
@@ -210,9 +246,10 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
     is_chunked = shape.body is BodyKind.CHUNKED
     lines: list[bytes] = [b"HTTP/1.1" + shape.status_line[8:]]
     before: bytes | None = None
+    is_upgrade = shape.status == SWITCHING_PROTOCOLS
     for field in shape.fields:
         name = field.name
-        if name in HOP_BY_HOP or name in listed:
+        if (name in HOP_BY_HOP or name in listed) and not (is_upgrade and name in UPGRADE_FIELDS):
             continue
         if shape.is_event_stream and name == b"x-accel-buffering":
             continue
@@ -226,7 +263,7 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
         lines.append(b"X-Accel-Buffering: no")  # nginx in front of us must not collect events
     if is_chunked and is_http11:
         lines.append(b"Transfer-Encoding: chunked")
-    if not keep_alive:
+    if not keep_alive and not is_upgrade:
         lines.append(b"Connection: close")
     behind = b"\r\n".join((*lines, b"", b""))
     rendered = (behind, None) if before is None else (before, behind)

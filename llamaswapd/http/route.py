@@ -24,7 +24,8 @@ class Route:
     """What follows from a head, under one configuration."""
 
     __slots__ = (
-        "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted", "path", "query", "what",
+        "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted", "path", "query",
+        "sent_path", "what",
     )  # fmt: skip
 
     def __init__(self, shape: Shape, config: Config) -> None:
@@ -44,8 +45,9 @@ class Route:
         self.what = f"POST {shape.path} HTTP/1.1"
         self.agent = printable(shape.value(b"user-agent"))
         fields = ((field.name, field.value, field.line) for field in shape.fields)
-        lines, forwarded_for = forwarded(fields, frozenset(), config.api_keys)
-        target = forwarded_path(shape.path) + (f"?{shape.query}" if shape.query else "")
+        lines, forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
+        self.sent_path = forwarded_path(shape.path)
+        target = self.sent_path + (f"?{shape.query}" if shape.query else "")
         prior = b"".join(value + b", " for value in forwarded_for)
         self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b"X-Forwarded-For: " + prior))
         self._starts: dict[tuple[str, str], bytes] = {}

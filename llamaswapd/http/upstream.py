@@ -7,15 +7,19 @@ in the server's own framing. Nothing here knows of clients, models or leases.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from functools import cache
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http.link import Link
+from llamaswapd.http.tunnel import by_way_of, tunnelled
 from llamaswapd.http.wire import (
     HEAD_LIMIT,
+    SWITCHING_PROTOCOLS,
     BodyKind,
     Framing,
     Malformed,
@@ -26,8 +30,8 @@ from llamaswapd.http.wire import (
     parse_head,
 )  # fmt: skip
 
-CONNECT_TIMEOUT_S = 30.0
-IDLE_LIMIT_S = 90.0  # an idle connection is closed after this long
+NO_LIMIT_S = 1e9  # where asyncio would take None for a default of its own
+LONGEST_KEEPALIVE_S = 32767  # tcp(7) takes no more
 IDLE_CONNECTIONS = 512  # kept per origin
 RELIEVE_AFTER_S = 0.1  # how long an answer may be awaited before idle connections are given up for it
 
@@ -42,6 +46,12 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """What a Host header says of it (RFC 9110 section 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 def parse_base(url: str) -> tuple[Origin, str]:
@@ -95,7 +105,7 @@ class Upstream(Link):
 
     __slots__ = (
         "_excess", "_framing", "_head", "_is_paused", "_keeps_alive", "_received", "_request_sent", "_sink",
-        "_to_head_request", "_unframe", "awaiting_since", "idle_since", "is_used", "pool",
+        "_to_head_request", "_unframe", "_upgrades", "awaiting_since", "idle_since", "is_used", "pool",
     )  # fmt: skip
 
     def __init__(self, pool: OriginPool) -> None:
@@ -106,6 +116,7 @@ class Upstream(Link):
         self.is_used = False  # has carried a whole exchange before
         self._sink: AnswerSink | None = None
         self._unframe = False
+        self._upgrades = False
         self._excess = False  # bytes came behind the end of the answer
         self._is_paused = False
         self._head = b""  # of an answer whose head is not complete
@@ -120,14 +131,18 @@ class Upstream(Link):
 
     # ---- the request
 
-    def send(self, sink: AnswerSink, data: bytes, *, is_head: bool, unframe: bool, complete: bool) -> None:
+    def send(
+        self, sink: AnswerSink, data: bytes, *, is_head: bool, unframe: bool, complete: bool, upgrades: bool = False
+    ) -> None:
         """Begin an exchange with the request's first bytes.
 
         `is_head`: a HEAD request, its answer has no body. `unframe`: the sink wants the answer's content without the
         chunk framing. `complete`: these are all bytes of the request; else `write` and `end_request` follow.
+        `upgrades`: the answer may be 101, and everything behind it belongs to another protocol.
         """
         self._sink = sink
         self._unframe = unframe
+        self._upgrades = upgrades
         self._framing = None
         self._to_head_request = is_head
         self._request_sent = complete
@@ -178,7 +193,7 @@ class Upstream(Link):
             else:
                 self._read_body(self._framing, data)
         except Malformed as error:
-            self._fail(NotHttp(f"{self.pool.origin} does not answer in HTTP: {error}"))
+            self.fail(NotHttp(f"{self.pool.origin} does not answer in HTTP: {error}"))
 
     def _read_head(self, data: bytes) -> None:
         if self._sink is None:  # bytes nobody asked for
@@ -197,7 +212,7 @@ class Upstream(Link):
                 self._head = data
                 return
             shape, digits, data = found
-            pool.last_shape = shape if shape.is_reusable else None
+            pool.last_shape = shape if shape.is_reusable and shape.status != SWITCHING_PROTOCOLS else None
         self._head = b""
         self.awaiting_since = None
         self._keeps_alive = shape.keeps_alive
@@ -206,7 +221,10 @@ class Upstream(Link):
             self._sink.on_head(shape, digits, None, data)
             self._end()
             return
-        self._framing = framing = framing_of(shape, digits, to_head_request=self._to_head_request)
+        framing: Framing = UntilClose()  # of another protocol, up to its end
+        if shape.status != SWITCHING_PROTOCOLS:
+            framing = framing_of(shape, digits, to_head_request=self._to_head_request)
+        self._framing = framing
         self._sink.on_head(shape, digits, framing, self._advance(framing, data))
         if framing.ended:
             self._end()
@@ -225,7 +243,9 @@ class Upstream(Link):
             # Interim answers are dropped: they say nothing that a client of ours has to know.
             if shape.status >= 200:
                 return shape, digits, data
-            if shape.status == 101:
+            if shape.status == SWITCHING_PROTOCOLS:
+                if self._upgrades:
+                    return shape, digits, data
                 raise Malformed("it switches protocols without being asked to")
 
     @staticmethod
@@ -279,9 +299,10 @@ class Upstream(Link):
         how = "broke the connection" if exc is not None else "closed the connection"
         when = "in the middle of its answer" if self._framing is not None else "before it answered"
         message = f"{self.pool.origin} {how} {when}"
-        self._fail(Stale(message, self.pool) if self.is_used and not self._received else UpstreamError(message))
+        self.fail(Stale(message, self.pool) if self.is_used and not self._received else UpstreamError(message))
 
-    def _fail(self, error: UpstreamError) -> None:
+    def fail(self, error: UpstreamError) -> None:
+        """End the exchange, and the connection, with an error."""
         sink, self._sink = self._sink, None
         self.awaiting_since = None
         self.transport.abort()
@@ -302,10 +323,12 @@ class NotHttp(UpstreamError):
 
 
 class OriginPool:
-    """The connections to one server."""
+    """The connections to one server, all with the same limits."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, timeouts: Timeouts) -> None:
         self.origin = origin
+        self.by_way = by_way_of(origin)
+        self._timeouts = timeouts
         self.loop = asyncio.get_running_loop()  # asking is a system call before Python 3.12
         self.last_shape: Shape | None = None  # of its last answer; the next one is alike
         self.relief: asyncio.TimerHandle | None = None
@@ -321,19 +344,39 @@ class OriginPool:
                 return upstream
         return None
 
+    @property
+    def authorization(self) -> str:
+        """What requests have to tell a proxy on their way that reads them; "" if there is none."""
+        return self.by_way.authorization if self.by_way is not None and not self.origin.tls else ""
+
     async def connect(self) -> Upstream:
         """Open a connection; raises UpstreamError."""
-        origin = self.origin
+        limits = self._timeouts
+        handshake_s = float(limits.tls_handshake or NO_LIMIT_S)
+        limit_s = limits.connect and limits.connect + (handshake_s if self.origin.tls else 0)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, upstream = await self.loop.create_connection(
-                    lambda: Upstream(self), origin.host, origin.port, ssl=_tls_context() if origin.tls else None
-                )
+            async with asyncio.timeout(limit_s or None):
+                upstream = await self._connected(handshake_s)
         except TimeoutError:
-            raise UpstreamError(f"{origin} does not take connections: nothing for {CONNECT_TIMEOUT_S:g} s") from None
+            raise UpstreamError(f"{self.origin} does not take connections: nothing for {limits.connect} s") from None
         except OSError as error:
-            raise UpstreamError(f"{origin} does not take connections: {error.strerror or error}") from error
+            raise UpstreamError(f"{self.origin} does not take connections: {error.strerror or error}") from error
+        keep_alive(upstream.transport, limits.keepalive)
         self._all.add(upstream)
+        return upstream
+
+    async def _connected(self, handshake_s: float) -> Upstream:
+        origin, by_way = self.origin, self.by_way
+        if by_way is not None and origin.tls:
+            return await tunnelled(by_way, origin, lambda: Upstream(self), tls_context(), handshake_s)
+        host, port = (by_way.host, by_way.port) if by_way is not None else (origin.host, origin.port)
+        _, upstream = await self.loop.create_connection(
+            lambda: Upstream(self),
+            host,
+            port,
+            ssl=tls_context() if origin.tls else None,
+            ssl_handshake_timeout=handshake_s if origin.tls else None,
+        )
         return upstream
 
     def keep(self, upstream: Upstream) -> None:
@@ -343,8 +386,8 @@ class OriginPool:
             return
         upstream.idle_since = self.loop.time()
         self._idle.append(upstream)
-        if self._sweep is None:
-            self._sweep = self.loop.call_later(IDLE_LIMIT_S, self._close_idle)
+        if self._sweep is None and self._timeouts.idle_conn:
+            self._sweep = self.loop.call_later(self._timeouts.idle_conn, self._close_idle)
 
     def forget(self, upstream: Upstream) -> None:
         """A connection has ended."""
@@ -375,38 +418,46 @@ class OriginPool:
 
     def _relieve(self) -> None:
         self.relief = None
-        awaiting = [upstream.awaiting_since for upstream in self._all if upstream.awaiting_since is not None]
-        if awaiting and min(awaiting) <= self.loop.time() - RELIEVE_AFTER_S:
+        now, limit_s = self.loop.time(), self._timeouts.response_header
+        waited_s = {each: now - each.awaiting_since for each in self._all if each.awaiting_since is not None}
+        if waited_s and max(waited_s.values()) >= RELIEVE_AFTER_S:
             self._close_all_idle()
-        if awaiting:
+        for upstream, seconds in waited_s.items():
+            if limit_s and seconds >= limit_s:
+                upstream.fail(UpstreamError(f"{self.origin} did not begin to answer within {limit_s} s"))
+        if waited_s:
             self.relieve_later()
 
     def _close_idle(self) -> None:
         """Close what was idle for too long; look again when the next one may be."""
-        oldest_allowed = self.loop.time() - IDLE_LIMIT_S
+        oldest_allowed = self.loop.time() - self._timeouts.idle_conn
         for upstream in self._idle:
             if upstream.idle_since <= oldest_allowed:
                 upstream.transport.abort()
         self._idle = [upstream for upstream in self._idle if upstream.idle_since > oldest_allowed]
         self._sweep = (
-            self.loop.call_at(self._idle[0].idle_since + IDLE_LIMIT_S, self._close_idle) if self._idle else None
+            self.loop.call_at(self._idle[0].idle_since + self._timeouts.idle_conn, self._close_idle)
+            if self._idle
+            else None
         )
 
 
 class Pool:
-    """The connections to all models' servers."""
+    """The connections to all models' servers and peers."""
 
     def __init__(self) -> None:
-        self._by_url: dict[str, tuple[OriginPool, str]] = {}
-        self._by_origin: dict[Origin, OriginPool] = {}
+        self._by_url: dict[tuple[str, Timeouts], tuple[OriginPool, str]] = {}
+        self._by_origin: dict[tuple[Origin, Timeouts], OriginPool] = {}
 
-    def of(self, url: str) -> tuple[OriginPool, str]:
-        """Return the connections for a model's `proxy`, and the prefix of its paths; raises UpstreamError."""
-        found = self._by_url.get(url)
+    def of(self, url: str, timeouts: Timeouts) -> tuple[OriginPool, str]:
+        """Return the connections for a `proxy`, and the prefix of its paths; raises UpstreamError."""
+        found = self._by_url.get((url, timeouts))
         if found is None:
             origin, prefix = parse_base(url)
-            pool = self._by_origin.setdefault(origin, OriginPool(origin))
-            found = self._by_url[url] = pool, prefix
+            pool = self._by_origin.setdefault((origin, timeouts), OriginPool(origin, timeouts))
+            if pool.by_way is not None and not origin.tls:
+                prefix = f"{origin}{prefix}"  # a proxy is asked with whole URLs (RFC 9112 section 3.2.2)
+            found = self._by_url[url, timeouts] = pool, prefix
         return found
 
     def close(self) -> None:
@@ -415,6 +466,17 @@ class Pool:
             pool.close()
 
 
+def keep_alive(transport: asyncio.BaseTransport, period_s: int) -> None:
+    """Have the kernel look whether the other side is still there (tcp(7)); 0: as often as it does by default."""
+    sock = transport.get_extra_info("socket")
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if period_s > 0:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(period_s, LONGEST_KEEPALIVE_S))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(period_s, LONGEST_KEEPALIVE_S))
+
+
 @cache
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()

@@ -17,6 +17,7 @@ HEAD_LIMIT = 64 * 1024  # bytes of an answer's head; also of its trailers
 LENGTH_DIGITS = 18  # of a Content-Length
 TEMPLATES_KEPT = 512
 TEMPLATE_LIMIT = 4 * 1024  # bytes of a head whose template is kept
+SWITCHING_PROTOCOLS = 101
 NO_HEAD = b"\0"  # nothing begins so
 LINE_LIMIT = 4 * 1024  # bytes of a chunk's size line with its extensions
 
@@ -128,7 +129,10 @@ class Templates(Generic[T]):
 class Shape(Template):
     """What an answer's head says."""
 
-    __slots__ = ("body", "fields", "is_event_stream", "is_http11", "keeps_alive", "rendered", "status", "status_line")
+    __slots__ = (
+        "body", "content_encoding", "content_type", "fields", "is_event_stream", "is_http11", "keeps_alive", "rendered",
+        "status", "status_line",
+    )  # fmt: skip
 
     def __init__(self, head: bytes, digits: bytes, status_line: bytes, fields: Sequence[Field]) -> None:
         super().__init__(head, digits)
@@ -141,6 +145,8 @@ class Shape(Template):
         self.fields = fields
         self.body = _body_kind(self.status, fields)
         self.keeps_alive = self.is_http11 and b"close" not in names_in(fields, b"connection")
+        self.content_type = _text_of(fields, b"content-type")
+        self.content_encoding = _text_of(fields, b"content-encoding")
         self.is_event_stream = any(b"text/event-stream" in kind.lower() for kind in values_of(fields, b"content-type"))
         # By (is HTTP/1.1, keep the connection): what a client is sent, before and behind the digits of the length.
         self.rendered: dict[tuple[bool, bool], tuple[bytes, bytes | None]] = {}
@@ -154,6 +160,11 @@ class Shape(Template):
 
 def values_of(fields: Sequence[Field], name: bytes) -> list[bytes]:
     return [field.value for field in fields if field.name == name]
+
+
+def _text_of(fields: Sequence[Field], name: bytes) -> str:
+    """Return a field's first value as text, "" when it is not there."""
+    return next(iter(values_of(fields, name)), b"").decode("utf-8", "surrogateescape")
 
 
 def names_in(fields: Sequence[Field], name: bytes) -> set[bytes]:

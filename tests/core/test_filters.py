@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswapd.config.schema import Filters, ModelConfig
-from llamaswapd.core.filters import apply, needed
+from llamaswapd.config.schema import Filters, ModelConfig, Peer, PeerModel
+from llamaswapd.core.filters import edit_for
+
+
+def apply(body: bytes, target: ModelConfig | PeerModel, used: str, requested: str = "") -> bytes:
+    return edit_for(target, used, requested or used).apply(body)
+
+
+def needed(target: ModelConfig | PeerModel, used: str, requested: str = "") -> bool:
+    return edit_for(target, used, requested or used).is_needed
+
 
 BODY = b'{ "model": "fast", "temperature": 2, "messages": [] }'
 
@@ -81,3 +90,18 @@ def test_a_body_changes_only_where_it_was_said_to_be_needed(
     edited = apply(BODY, config, "fast")
     assert needed(config, "fast") or edited is BODY
     assert json.loads(edited)["model"] == (use or "fast")
+
+
+def test_what_a_pin_or_selector_has_made_of_the_name_is_sent_and_decides_the_settings() -> None:
+    target = model(set_params_by_id={"fast": {"top_k": 1}, "pinned": {"top_k": 2}})
+    assert apply(BODY, target, "fast", "pinned") == (
+        b'{ "model": "pinned", "temperature": 2, "messages": [],"top_k":2 }'
+    )
+    assert apply(BODY, model("org/Qwen"), "fast", "pinned") == BODY.replace(b'"fast"', b'"org/Qwen"')
+
+
+def test_a_peer_gets_its_own_name_for_the_model_and_its_own_filters() -> None:
+    peer = Peer(id="p", filters=Filters(strip_params=("temperature",), set_params={"top_p": 1}))
+    target = PeerModel(peer, "org/Qwen")
+    assert apply(BODY, target, "p/org/Qwen") == b'{ "model": "org/Qwen", "messages": [],"top_p":1 }'
+    assert not needed(PeerModel(Peer(id="p"), "org/Qwen"), "org/Qwen")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswapd.config.schema import Config, Filters, ModelConfig
+from llamaswapd.config.schema import Config, ModelConfig, Peer
 from llamaswapd.core.routing import (
     FORM_LIMIT_BYTES,
     MODEL_ROUTES,
@@ -17,10 +17,9 @@ from llamaswapd.core.routing import (
     forwarded_path,
     reader,
     split_upstream,
-    target,
     urlencoded_field,
 )
-from llamaswapd.errors import ModelNotFound, NoModel, UnknownModel
+from llamaswapd.errors import ModelNotFound, NoModel
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=B"
@@ -155,23 +154,6 @@ def configured(*names: str, **aliases: tuple[str, ...]) -> Config:
     return Config(models=models)
 
 
-def test_target_is_the_model_of_an_id_or_alias() -> None:
-    by_id = ModelConfig(id="b", filters=Filters(set_params_by_id={"b:high": {"x": 1}}))
-    config = Config(models={"a": ModelConfig(id="a", aliases=("fast",)), "b": by_id})
-    assert [target(config, name).id for name in ("a", "fast", "b", "b:high")] == ["a", "a", "b", "b"]
-
-
-def test_unknown_name_is_refused_with_the_nearest_listed_one() -> None:
-    hidden = ModelConfig(id="qwen-codr", unlisted=True)
-    config = Config(models={"qwen-coder": ModelConfig(id="qwen-coder", aliases=("fast",)), "qwen-codr": hidden})
-    with pytest.raises(UnknownModel, match='"qwen-cod" is not configured, did you mean "qwen-coder"'):
-        target(config, "qwen-cod")
-    with pytest.raises(UnknownModel, match=r"is not configured$"):
-        target(config, "entirely-different")
-    with pytest.raises(UnknownModel):
-        target(config, "Qwen-Coder")
-
-
 @pytest.mark.parametrize(
     ("path", "model", "rest"),
     [
@@ -234,3 +216,19 @@ def test_model_routes_are_listed_once_and_only_the_prefixed_ones_change() -> Non
     assert len(set(MODEL_ROUTES)) == len(MODEL_ROUTES) == 31
     changed = {path for _, path in MODEL_ROUTES if forwarded_path(path) != path}
     assert changed == {path for _, path in MODEL_ROUTES if path.startswith(("/v/", "/audioapi/"))}
+
+
+def test_pins_and_peers_count_in_a_path_too_and_the_longest_pin_comes_first() -> None:
+    config = configured("a", "a/b", "real").having(peers={"p": Peer(id="p", models=("org/x",))})
+    pins = {"a": "real", "off": ""}
+    assert [
+        (target.id, rest)
+        for target, rest in (
+            split_upstream(config, "/upstream/a/b/c", pins),
+            split_upstream(config, "/upstream/a/b/c"),
+            split_upstream(config, "/upstream/p/org/x/v1"),
+            split_upstream(config, "/upstream/org%2Fx/"),
+        )
+    ] == [("real", "/b/c"), ("a/b", "/c"), ("p/org/x", "/v1"), ("p/org/x", "/")]
+    with pytest.raises(ModelNotFound):
+        split_upstream(config, "/upstream/off/x", pins)

@@ -142,6 +142,7 @@ class Lease:
     def __init__(self, engine: LeasingEngine, model: ModelConfig) -> None:
         self.model = model
         self.position: int | None = None
+        self.requested = self.granted_at = self.load_began = 0.0
         self._engine = engine
 
     @property

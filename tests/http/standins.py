@@ -11,12 +11,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llamaswapd.activity.activity import Activity
+from llamaswapd.activity.record import Finished
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.core.lifecycle import State
+from llamaswapd.core.naming import Naming, Resolved
 from llamaswapd.engine import Status
 from llamaswapd.errors import Error
 from llamaswapd.http.app import FrontEnd
-from llamaswapd.observe import LineFormat, Observer
+from llamaswapd.http.metrics import Durations
+from llamaswapd.machine.hardware import Hardware
+from llamaswapd.machine.performance import Performance
+from llamaswapd.observe import Event, Feed, LineFormat, Observer
 
 
 class Engine:
@@ -30,15 +36,41 @@ class Engine:
         self.live: asyncio.Queue[tuple[str, str] | Error] = asyncio.Queue()
         self.asked_logs: list[tuple[Collection[str] | None, int]] = []
         self.followers = 0
+        self.naming = Naming(self.config)
+        self.used: dict[str, Any] = {}
         self._observers: list[Callable[[], None]] = []
+        self._profile_observers: list[Callable[[str | None], None]] = []
+
+    def use(self, config: Config) -> None:
+        self.config, self.naming = config, Naming(config)
+
+    def resolve(self, name: str) -> Resolved:
+        return self.naming.resolve(name, self.states.__getitem__)
+
+    def activate_profile(self, name: str | None) -> None:
+        self.naming.activate(name)
+        for tell in self._profile_observers:
+            tell(self.naming.active)
+
+    def on_profile(self, call: Callable[[str | None], None]) -> None:
+        self._profile_observers.append(call)
+
+    def expected_load_s(self, model_id: str) -> float | None:
+        return None
+
+    def resources(self, model_id: str) -> Any:
+        return self.used.get(model_id)
 
     def become(self, model_id: str, state: State) -> None:
         self.states[model_id] = state
         for call in self._observers:
             call()
 
+    def status(self, model_id: str) -> Status:
+        return Status(self.config.models[model_id], self.states[model_id], "", 0, 0, 0)
+
     def statuses(self) -> list[Status]:
-        return [Status(model, self.states[model.id], "", 0, 0, 0) for model in self.config.models.values()]
+        return [self.status(model_id) for model_id in self.config.models]
 
     async def unload(self, model_ids: Sequence[str] | None = None) -> None:
         for model_id in self.states if model_ids is None else model_ids:
@@ -62,6 +94,18 @@ class Engine:
                 yield entry
         finally:
             self.followers -= 1
+
+
+class RememberingActivity(Activity):
+    """Remembers what has ended, beside making rows of it."""
+
+    def __init__(self, config: Config, events: Feed[Event]) -> None:
+        super().__init__(config, events)
+        self.finished: list[Finished] = []
+
+    def add(self, finished: Finished) -> None:
+        self.finished.append(finished)
+        super().add(finished)
 
 
 @dataclass(frozen=True)
@@ -114,9 +158,10 @@ class Client:
 class House:
     """A running front end."""
 
-    def __init__(self, engine: Engine, observer: Observer, front: FrontEnd, port: int) -> None:
+    def __init__(self, engine: Engine, observer: Observer, activity: Activity, front: FrontEnd, port: int) -> None:
         self.engine = engine
         self.observer = observer
+        self.activity = activity
         self.front = front
         self.port = port
         self._clients: list[Client] = []
@@ -161,14 +206,26 @@ async def house(engine: Engine, limit_s: float = 20, **options: Any) -> AsyncIte
     observer = Observer()
     observer.log.setFormatter(LineFormat())
     listener = socket.create_server(("127.0.0.1", 0))
-    front = FrontEnd(engine, observer, **options)  # type: ignore[arg-type]
+    activity = RememberingActivity(engine.config, observer.events)
+    await activity.open()
+    performance = Performance(engine.config.performance)
+    front = FrontEnd(
+        engine,
+        observer,
+        activity,
+        Durations(),
+        Hardware(),
+        performance,
+        **options,  # type: ignore[arg-type]
+    )
     await front.start([listener])
-    running = House(engine, observer, front, listener.getsockname()[1])
+    running = House(engine, observer, activity, front, listener.getsockname()[1])
     try:
         async with asyncio.timeout(limit_s):
             yield running
     finally:
         await running.close()
+        await activity.close()
 
 
 def model(model_id: str, **settings: Any) -> ModelConfig:

@@ -9,6 +9,7 @@ import random
 import pytest
 from differential import mutated, read_answer, some_answer
 
+from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http import upstream as module
 from llamaswapd.http.upstream import Origin, OriginPool, Upstream
@@ -83,7 +84,7 @@ def cut(chance: random.Random, data: bytes) -> list[bytes]:
 @pytest.mark.timeout(600)
 async def test_an_answer_that_is_passed_on_is_what_aiohttp_reads() -> None:
     loop = asyncio.get_running_loop()
-    pool = OriginPool(Origin("models", 80, True))
+    pool = OriginPool(Origin("models", 80, True), Timeouts())
     ended = 0
     for seed in range(ROUNDS):
         chance = random.Random(seed)

@@ -242,10 +242,10 @@ async def test_keys_are_those_of_the_configuration_of_now() -> None:
     engine = Engine(api_keys=("old",))
     async with house(engine) as it:
         assert (await it.ask("/running", "x-api-key: old")).status == 200
-        engine.config = Config(api_keys=("new",))
+        engine.use(Config(api_keys=("new",)))
         assert (await it.ask("/running", "x-api-key: old")).status == 401
         assert (await it.ask("/running", "x-api-key: new")).status == 200
-        engine.config = Config()
+        engine.use(Config())
         assert (await it.ask("/running", "x-api-key: old")).status == 200
 
 

@@ -205,6 +205,7 @@ async def test_a_slow_reader_holds_up_nobody_and_learns_the_present_state_in_the
         while (event := await slow.event())[0] != "modelStatus" or event[1][0]["state"] != "ready":
             count += 1
         assert count < 2500
+        assert await slow.event() == ("profileChanged", {"active": None})
         assert await slow.event() == ("inflight", {"operation": "snapshot"})
         engine.become("m0", State.STOPPED)
         engine.become("m0", State.STARTING)

@@ -186,7 +186,7 @@ async def test_another_configuration_counts_from_the_next_request_on() -> None:
         for key, status in (("old", b"201"), ("new", b"401")):
             client.writer.write(request(b'{"model":"m"}', f"x-api-key: {key}"))
             assert (await answer_of(client)).startswith(b"HTTP/1.1 " + status)
-        it.engine.config = it.engine.config.having(api_keys=("new",), models={})
+        it.engine.use(it.engine.config.having(api_keys=("new",), models={}))
         for key, status in (("old", b"401"), ("new", b"404")):
             client.writer.write(request(b'{"model":"m"}', f"x-api-key: {key}"))
             assert (await answer_of(client)).startswith(b"HTTP/1.1 " + status)

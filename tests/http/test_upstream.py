@@ -4,15 +4,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from fake_model import OK, Answer, Call, FakeModel, fixed, last, until
 
+from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http import upstream as upstream_module
 from llamaswapd.http.upstream import Origin, OriginPool, Stale, Upstream, parse_base
 from llamaswapd.http.wire import Framing, Shape
 
+LIMITS = Timeouts()
 GET = b"GET / HTTP/1.1\r\nHost: m\r\n\r\n"
 
 
@@ -45,11 +48,11 @@ class Sink:
 
 @asynccontextmanager
 async def served(
-    answer: Answer,
+    answer: Answer, limits: Timeouts = LIMITS
 ) -> AsyncIterator[tuple[OriginPool, FakeModel, Callable[[Upstream | None], Awaitable[Sink]]]]:
     server = FakeModel(answer)
     await server.start()
-    pool = OriginPool(Origin("127.0.0.1", server.port, False))
+    pool = OriginPool(Origin("127.0.0.1", server.port, False), limits)
 
     async def exchange(upstream: Upstream | None = None) -> Sink:
         upstream = upstream or pool.take() or await pool.connect()
@@ -142,8 +145,7 @@ async def test_only_a_kept_connection_can_be_stale() -> None:
         assert (await exchange()).told == [Stale]
 
 
-async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream_module, "IDLE_LIMIT_S", 0.02)
+async def test_idle_connections_are_closed_after_a_while() -> None:
     left = asyncio.Event()
 
     async def answer(call: Call) -> None:
@@ -151,7 +153,7 @@ async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.Mon
         await call.left()
         left.set()
 
-    async with served(answer) as (pool, _, exchange):
+    async with served(answer, LIMITS.having(idle_conn=1)) as (pool, _, exchange):
         await exchange()
         await left.wait()
         assert not pool._idle
@@ -178,7 +180,7 @@ async def test_idle_connections_are_given_up_for_a_request_that_the_server_does_
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    pool = OriginPool(Origin("127.0.0.1", server.sockets[0].getsockname()[1], False))
+    pool = OriginPool(Origin("127.0.0.1", server.sockets[0].getsockname()[1], False), LIMITS)
     sinks = [Sink(), Sink(), Sink()]
     for sink in sinks:
         (await pool.connect()).send(sink, GET, is_head=False, unframe=False, complete=True)
@@ -220,9 +222,48 @@ async def test_an_exchange_that_is_given_up_tells_nothing_more() -> None:
         assert sink.told == [200]
 
 
-async def test_a_server_that_does_not_take_connections_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream_module, "CONNECT_TIMEOUT_S", 0.0)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        origin = Origin("127.0.0.1", listener.getsockname()[1], False)
-        with pytest.raises(UpstreamError, match="does not take connections: nothing for 0 s"):
-            await OriginPool(origin).connect()
+async def test_a_server_that_takes_no_connections_is_an_error_in_time() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        fill = [socket.socket() for _ in range(2)]  # the backlog is full then, and what comes is not answered
+        for each in fill:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        with pytest.raises(UpstreamError, match="does not take connections: nothing for 1 s"):
+            await OriginPool(Origin("127.0.0.1", port, False), LIMITS.having(connect=1)).connect()
+        for each in fill:
+            each.close()
+
+
+async def test_a_server_that_does_not_begin_to_answer_is_given_up_in_time() -> None:
+    async def answer(call: Call) -> None:
+        await call.left()
+
+    async with served(answer, LIMITS.having(response_header=1)) as (_, _server, exchange):
+        assert (await exchange()).told == [UpstreamError]
+
+
+async def test_the_time_for_an_answer_is_over_once_it_has_begun() -> None:
+    begun = asyncio.Event()
+
+    async def answer(call: Call) -> None:
+        await call.send(OK[:-1])
+        await begun.wait()
+        await call.send(OK[-1:])
+
+    async with served(answer, LIMITS.having(response_header=1)) as (_, _server, exchange):
+        asked = asyncio.ensure_future(exchange())
+        await asyncio.sleep(1.2)  # longer than it may take to begin
+        begun.set()
+        assert (await asked).told == [200, "end"]
+
+
+@pytest.mark.parametrize("period_s", [0, 7])
+async def test_the_kernel_looks_whether_the_server_is_still_there(period_s: int) -> None:
+    async with served(fixed(OK), LIMITS.having(keepalive=period_s)) as (pool, _server, _):
+        sock = (await pool.connect()).transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        assert idle_s == (period_s or int(Path("/proc/sys/net/ipv4/tcp_keepalive_time").read_text()))

@@ -1,0 +1,118 @@
+"""Connections by way of the proxy that the environment names, as Go's net/http and curl take them.
+
+`HTTP_PROXY` and `HTTPS_PROXY` name it, for origins of either scheme, `NO_PROXY` the hosts that are reached without it,
+in either case. A server on this machine is never reached by way of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from llamaswapd.errors import UpstreamError
+
+if TYPE_CHECKING:
+    from llamaswapd.http.upstream import Origin
+
+ANSWER_LIMIT = 64 * 1024  # bytes of the proxy's answer
+
+
+class ByWay(NamedTuple):
+    """A proxy on the way to an origin."""
+
+    host: str
+    port: int
+    authorization: str  # value of Proxy-Authorization, "" for none
+
+
+def by_way_of(origin: Origin) -> ByWay | None:
+    """Return the proxy through which an origin is reached, None if it is reached directly; raises UpstreamError."""
+    url = getproxies().get("https" if origin.tls else "http")
+    if not url or is_loopback(origin.host):
+        return None
+    if proxy_bypass(f"{origin.host}:{origin.port}"):
+        return None
+    name = "HTTPS_PROXY" if origin.tls else "HTTP_PROXY"
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError as error:
+        raise UpstreamError(f'{name} "{url}" is not a URL: {error}') from None
+    if parts.scheme != "http" or not parts.hostname:
+        raise UpstreamError(f'{name} "{url}" is not a URL of the form http://host:port')
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
+    authorization = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
+    return ByWay(parts.hostname, port or 80, authorization)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
+
+
+async def tunnelled(
+    by_way: ByWay, origin: Origin, make: Callable[[], Protocol], tls: ssl.SSLContext, handshake_s: float
+) -> Protocol:
+    """Connect to a TLS origin through a proxy (RFC 9110 section 9.3.6); raises UpstreamError, OSError."""
+    loop = asyncio.get_running_loop()
+    where = f"[{origin.host}]:{origin.port}" if ":" in origin.host else f"{origin.host}:{origin.port}"
+    transport, request = await loop.create_connection(lambda: _Connect(where), by_way.host, by_way.port)
+    try:
+        await request.ask(by_way.authorization)
+        protocol = make()
+        secure = await loop.start_tls(
+            transport, protocol, tls, server_hostname=origin.host, ssl_handshake_timeout=handshake_s
+        )
+    except BaseException:
+        transport.abort()
+        raise
+    assert secure is not None
+    protocol.connection_made(secure)
+    return protocol
+
+
+class _Connect(asyncio.Protocol):
+    """Asks a proxy for a tunnel."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._answer = bytearray()
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    async def ask(self, authorization: str) -> None:
+        lines = [f"CONNECT {self._where} HTTP/1.1", f"Host: {self._where}"]
+        if authorization:
+            lines.append(f"Proxy-Authorization: {authorization}")
+        self._transport.write("\r\n".join((*lines, "", "")).encode())
+        await self._answered
+        status_line = self._answer.partition(b"\r\n")[0].decode("latin-1")
+        if status_line.split(" ")[1:2] != ["200"]:
+            raise UpstreamError(f'the proxy opens no tunnel to {self._where}: it answers "{status_line}"')
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        if b"\r\n\r\n" in self._answer or len(self._answer) > ANSWER_LIMIT:
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self._answered.done():
+            self._answered.set_result(None)
