@@ -156,7 +156,7 @@ class _Solver:
     def _family(self, root: _Node, shared: int) -> list[_Choice]:
         """Return the ways through an expression, whose `shared` models the rest has too.
 
-        Without recursion: references make a chain of any length.
+        Without recursion, since references make long chains.
         """
         unfinished = [(root, shared)]
         while unfinished:
