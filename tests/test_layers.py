@@ -35,6 +35,7 @@ DOORS = {
     "dbus_fast": {"systemd.manager"},
     "sdnotify": {"systemd.service"},
     "aiohttp": {"http"},
+    "prometheus_client": {"http.metrics"},
     "uvloop": {"loop"},
 }
 
