@@ -20,7 +20,7 @@ from llamaswapd.errors import ConfigError, Error, UsageError
 
 USAGE = """\
 llamaswapd -config FILE [-config-dir DIR] [-listen ADDRESS] [OPTIONS]
-       llamaswapd check FILE...
+       llamaswapd check [-strict] FILE...
        llamaswapd units [-config FILE] [MODEL...]
        llamaswapd private [-instance NAME] -- COMMAND..."""
 
@@ -74,9 +74,10 @@ def check(arguments: Sequence[str]) -> int:
     parser.add_argument("file", nargs="*", type=Path)
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
+    parser.add_argument("-strict", "--strict", action="store_true", help="take unknown keys for problems")
     options = parser.parse_args(arguments)
     try:
-        loaded = load(options.config + options.file, options.config_dir)
+        loaded = load(options.config + options.file, options.config_dir, is_strict=options.strict)
     except ConfigError as error:
         for warning in error.warnings:
             print(f"warning: {warning}")

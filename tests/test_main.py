@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from llamaswapd.__main__ import go_flags
+from llamaswapd.__main__ import go_flags, main
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,15 @@ def test_what_is_no_boolean_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         go_flags(["-watch-config=maybe"])
     assert caught.value.code == 2
     assert 'invalid boolean value "maybe" for -watch-config' in capsys.readouterr().err
+
+
+def test_check_takes_unknown_keys_for_problems_only_if_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("globalTtl: 5\n")
+    file = str(tmp_path / "c.yaml")
+    assert main(["check", file]) == 0
+    assert "usable: 0 models, 1 warning" in capsys.readouterr().out
+    for flag in ("-strict", "--strict"):
+        assert main(["check", flag, file]) == 1
+        assert (
+            "error: config " + file + ': globalTtl: unknown key; did you mean "globalTTL"?' in capsys.readouterr().out
+        )

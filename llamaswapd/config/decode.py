@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
 import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from llamaswapd.config.duration import duration_s
 from llamaswapd.config.report import Report
 from llamaswapd.config.schema import (
     WITHOUT_EFFECT,
@@ -22,6 +22,7 @@ from llamaswapd.config.schema import (
     Duration,
     Key,
     Lenient,
+    Profile,
     Section,
     UnitSettings,
 )
@@ -50,7 +51,7 @@ def decode(section: type[S], node: Map, path: Path, report: Report) -> S:
             with suppress(_NotSet):
                 values[name] = _Decoder(report).value(hint, value, (*path, *key.split(".")))
         elif key not in known_keys(section):
-            report.warn((*path, key), _unknown_key(key, known_keys(section)))
+            report.unknown((*path, key), _nearest(key, known_keys(section)))
     return section(**values)
 
 
@@ -75,9 +76,11 @@ def known_keys(section: type[Section]) -> frozenset[str]:
     return frozenset(fields_by_key(section)) | WITHOUT_EFFECT.get(section, frozenset())
 
 
-def _unknown_key(key: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(key, sorted(known), n=1)
-    return "unknown key, ignored" + (f'; did you mean "{nearest[0]}"?' if nearest else "")
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """Return the known key that an unknown one may have been meant to be, in a question, or nothing."""
+    by_letters = {each.lower(): each for each in sorted(known)}
+    nearest = difflib.get_close_matches(key.lower(), by_letters, n=1)
+    return f'did you mean "{by_letters[nearest[0]]}"?' if nearest else ""
 
 
 def _marks(hint: Any) -> tuple[Any, ...]:
@@ -111,7 +114,7 @@ class _Decoder:
         if get_origin(hint) is Mapping:
             return self._mapping(get_args(hint)[1], node, path)
         if isinstance(hint, type) and issubclass(hint, Section):
-            return decode(hint, self._map(node, path), path, self._report)
+            return decode(hint, self._map(node, path, _NO_MAPPING.get(hint, "")), path, self._report)
         return _BY_TYPE[hint](self, node, path)
 
     def _text(self, node: Node, path: Path) -> str:
@@ -179,7 +182,7 @@ class _Decoder:
         settings = {}
         for name, value in self._map(node, path).items.items():
             if not name[:1].isupper():
-                self._report.warn((*path, name), "unknown key, ignored; unit settings start with a capital letter")
+                self._report.unknown((*path, name), "unit settings start with a capital letter")
             elif isinstance(value, Seq):
                 settings[name] = self._texts(value, (*path, name))
             elif not is_null(value):
@@ -187,10 +190,10 @@ class _Decoder:
                     settings[name] = (self._text(value, (*path, name)),)
         return settings
 
-    def _map(self, node: Node, path: Path) -> Map:
+    def _map(self, node: Node, path: Path, remedy: str = "") -> Map:
         if isinstance(node, Map):
             return node
-        raise self._unfit(node, path, "map[string]interface {}", "write a mapping of keys to values")
+        raise self._unfit(node, path, "map[string]interface {}", remedy or "write a mapping of keys to values")
 
     def _unfit(self, node: Node, path: Path, wanted: str, remedy: str) -> _NotSet:
         """Report that a value does not fit its setting, in the words of yaml.v3 that users know from llama-swap."""
@@ -202,23 +205,12 @@ class _Decoder:
         return _NotSet()
 
 
+# What to say of a section that is no mapping, where it once was something else.
+_NO_MAPPING: Mapping[type[Section], str] = {
+    Profile: "profile must be a mapping with description and pins; the legacy list syntax is no longer supported"
+}
+
 _BY_TYPE = {str: _Decoder._text, int: _Decoder._integer, bool: _Decoder._boolean, Any: _Decoder._anything}
-
-
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-
-
-def duration_s(text: str) -> float | None:
-    """Return the seconds that a duration in Go's spelling stands for (time.ParseDuration), None if it is none."""
-    unsigned = text[1:] if text[:1] in ("-", "+") else text
-    if unsigned == "0":
-        return 0.0
-    parts = _DURATION.findall(unsigned)
-    if not parts or "".join(number + unit for number, unit in parts) != unsigned:
-        return None
-    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
-    return -seconds if text[:1] == "-" else seconds
 
 
 def _empty(hint: Any) -> Any:

@@ -5,6 +5,7 @@ The steps stand in `load` in their order; each is a pure function in a module of
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +33,14 @@ def load(
     files: Sequence[str | Path],
     config_dir: str | Path | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    is_strict: bool = False,
 ) -> Loaded:
     """Return the configuration that the files make together, and what is odd about it.
 
-    Raises ConfigError with every problem that can be seen at once.
+    Raises ConfigError with every problem that can be seen at once; `is_strict` makes unknown keys problems.
     """
-    report = Report()
+    report = Report(is_strict=is_strict)
     parsed = [_parsed(path, environ, report) for path in sources(files, config_dir)]
     report.raise_errors(beyond_missing=True)
     root = merge([source for source in parsed if source is not None], report)
@@ -46,6 +49,7 @@ def load(
     expanded = macros.expand(root, known_keys(Config), Config().start_port, report)
     config = _decoded(expanded, report)
     validate(config, expanded.root, report)
+    _check_store(config, report)
     report.raise_errors()
     return Loaded(effective(config), tuple(report.warnings))
 
@@ -102,12 +106,35 @@ def _texts(source: str, otherwise: list[str]) -> list[str]:
         return otherwise
 
 
+def _check_store(config: Config, report: Report) -> None:
+    """Report that the activity cannot be kept where it is to be; the file may be missing, its directory may not."""
+    path = config.store.path if config.store is not None else ""
+    if not path.strip():
+        return
+    directory = os.path.dirname(path) or "."
+    try:
+        is_there, is_directory = os.path.lexists(path), os.path.isdir(path)
+        if is_directory:
+            problem = f"store.path: {path} is a directory, not a file"
+        elif is_there and not os.access(path, os.W_OK):
+            problem = f"store.path: {path} is not writable: {os.strerror(errno.EACCES)}"
+        elif not os.path.isdir(directory):
+            problem = f"store.path: directory {directory} is not writable: {os.strerror(errno.ENOENT)}; create it"
+        elif not is_there and not os.access(directory, os.W_OK):
+            problem = f"store.path: directory {directory} is not writable: {os.strerror(errno.EACCES)}"
+        else:
+            return
+    except ValueError as error:  # a NUL
+        problem = f"store.path: {path!r}: {error}"
+    report.error(("store", "path"), problem)
+
+
 def _decoded(expanded: macros.Expanded, report: Report) -> Config:
-    """Return the typed configuration, each model with its id and port, in byte order of the ids."""
+    """Return the typed configuration, each model and peer with its id, models with their ports and in byte order."""
     config = decode(Config, expanded.root, (), report)
     models = {}
     for id_ in sorted(config.models):  # code points sort as the bytes of UTF-8 do
         model = config.models[id_].having(id=id_, port=expanded.ports.get(id_))
         # A model given as null has not even the default proxy.
         models[id_] = model.having(proxy="") if is_null(expanded.root.get("models", id_)) else model
-    return config.having(models=models)
+    return config.having(models=models, peers={id_: peer.having(id=id_) for id_, peer in config.peers.items()})

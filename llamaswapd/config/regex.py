@@ -173,7 +173,7 @@ class _Group:
 _REPEAT = re.compile(r"([*+?]|\{(0|[1-9][0-9]*)(?:(,)(0|[1-9][0-9]*)?)?\})(\??)")
 _FLAG_GROUP = re.compile(r"\(\?([imsU]*)(-[imsU]+)?([:)])")
 _NAMED_GROUP = re.compile(r"\(\?P?<([^>]*)>")
-_NAMED_CLASS = re.compile(r"\[:(\^?)(.*?):\]")
+_NAMED_CLASS = re.compile(r"\[:(\^?)(.*?):\]", re.DOTALL)
 _CATEGORY = re.compile(r"\\([pP])(?:\{(\^?)([^}]*)\}|(.))", re.DOTALL)
 _HEX = re.compile(r"\\x(?:\{([0-9A-Fa-f]+)\}|([0-9A-Fa-f]{2}))")
 _OCTAL = re.compile(r"\\(0[0-7]{0,2}|[1-7][0-7]{1,2})")

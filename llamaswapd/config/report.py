@@ -9,10 +9,12 @@ from llamaswapd.errors import ConfigError, Problem
 class Report:
     """Errors and warnings in the order in which they are found.
 
-    `root` is the tree that paths lead into; it tells which file a problem is in.
+    `root` is the tree that paths lead into; it tells which file a problem is in. A strict report takes unknown keys for
+    errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_strict: bool = False) -> None:
+        self._is_strict = is_strict
         self.root: Node = Map()
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
@@ -34,6 +36,14 @@ class Report:
 
     def warn(self, path: Path, message: str) -> None:
         self.warnings.append(Problem(self._file(path), dotted(path), message))
+
+    def unknown(self, path: Path, hint: str) -> None:
+        """Note a key that means nothing."""
+        hint = f"; {hint}" if hint else ""
+        if self._is_strict:
+            self.error(path, f"unknown key{hint}")
+        else:
+            self.warn(path, f"unknown key, ignored{hint}")
 
     def raise_errors(self, *, beyond_missing: bool = False) -> None:
         """Raise what there is; with `beyond_missing` only if there is more than references that stay in the text."""

@@ -46,3 +46,28 @@ def test_the_rest_changes(load_text: Load, line: str) -> None:
 def test_a_global_default_changes_the_models_that_use_it(load_text: Load) -> None:
     new = OLD.replace("kept: {", "kept: {ttl: 0, ") + "globalTTL: 5"
     assert diff(load_text(OLD).config, load_text(new).config).changed == ("gone", "other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "peers: {p: {proxy: http://h, models: [x]}}",
+        "selectors: {s: {strategy: pin, targets: [m]}}",
+        "profiles: {p: {pins: {x: m}}}",
+        "groups: {g: {members: [m]}}",
+        "matrix: {sets: {s: m}}",
+        "routing: {scheduler: {settings: {fifo: {priority: {m: 1}}}}}",
+        "ui: {activity: {session_id: []}}",
+        "captureBuffer: 0",
+    ],
+)
+def test_what_stands_beside_the_models_changes_none_of_them(load_text: Load, change: str) -> None:
+    models = "models: {m: {proxy: http://h}}\n"
+    found = diff(load_text(models).config, load_text(models + change).config)
+    assert (found.unchanged, found.is_global_changed) == (("m",), True)
+
+
+def test_groups_that_move_to_routing_change_nothing(load_text: Load) -> None:
+    models, groups = "models: {m: {proxy: http://h}}\n", "groups: {g: {members: [m]}}"
+    moved = f"routing: {{router: {{settings: {{{groups}}}}}}}"
+    assert not diff(load_text(models + groups).config, load_text(models + moved).config).is_global_changed

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.schema import ModelConfig, UpstreamSection
 
 if TYPE_CHECKING:
     from conftest import Load
@@ -94,3 +94,55 @@ def test_ids_may_look_like_anything(load_text: Load) -> None:
     config = load_text("models: {123: {proxy: http://h}, true: {proxy: http://h}, a/b:c d.e: {proxy: http://h}}").config
     assert list(config.models) == ["123", "a/b:c d.e", "true"]
     assert [model.id for model in config.models.values()] == list(config.models)
+
+
+def test_names_in_listings_are_trimmed(load_text: Load) -> None:
+    found = model(load_text, "name: ' A model ', description: ' the  best '")
+    assert (found.name, found.description) == ("A model", "the  best")
+
+
+@pytest.mark.parametrize(("written", "slots"), [("", 50), ("concurrencyLimit: 3", 50), ("concurrencyLimit: 80", 80)])
+def test_the_comfyui_model_has_room_for_its_page(load_text: Load, written: str, slots: int) -> None:
+    loaded = load_text(f"models: {{comfyui_auto: {{proxy: http://h, {written}}}}}")
+    found = loaded.config.models["comfyui_auto"]
+    assert (found.concurrency_limit, found.slots) == (slots, slots)
+    assert found.compat.ignore_websockets
+    assert found.ignores_websockets
+    assert not loaded.warnings
+
+
+@pytest.mark.parametrize(("written", "effective"), [("-1", 0), ("0", 0), ("7", 7), ("", 5)])
+def test_capture_buffer(load_text: Load, written: str, effective: int) -> None:
+    assert load_text(f"captureBuffer: {written}").config.capture_buffer == effective
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("0s", 5), ("5s", 5), ("1m30s", 90), ("", 5)])
+def test_the_time_between_samples(load_text: Load, written: str, seconds: int) -> None:
+    assert load_text(f"performance: {{every: {written}}}").config.performance.every == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("", ("X-Session-ID", "X-Litellm-Session-Id")),
+        ("[]", ()),
+        ("[' X-A ', '', x-a, X-B]", ("X-A", "X-B")),
+    ],
+)
+def test_session_headers(load_text: Load, written: str, names: tuple[str, ...]) -> None:
+    assert load_text(f"ui: {{activity: {{session_id: {written}}}}}").config.ui.activity.session_id == names
+
+
+@pytest.mark.parametrize(("written", "paths"), [("['^/x']", ("^/x",)), ("[]", None), ("", None)])
+def test_ignored_paths(load_text: Load, written: str, paths: tuple[str, ...] | None) -> None:
+    found = load_text(f"upstream: {{ignorePaths: {written}}}").config.upstream.ignore_paths
+    assert found == (paths or UpstreamSection().ignore_paths)
+
+
+def test_models_of_peers_are_not_preloaded(load_text: Load) -> None:
+    source = """
+        hooks: {on_startup: {preload: [far, p/far, m]}}
+        peers: {p: {proxy: http://h, models: [far]}}
+        models: {m: {proxy: http://h}}
+    """
+    assert load_text(source).config.hooks.on_startup.preload == ("m",)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from llamaswapd.config.load import load, sources
-from llamaswapd.config.schema import Config
+from llamaswapd.config.schema import Config, Store
 from llamaswapd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -171,3 +172,55 @@ def test_problems_come_in_the_order_of_validation(complaints: Complain) -> None:
         "macros.PORT", "models.b.cmd", "startPort", "globalTTL", "models.a.aliases[1]", "models.a.ttl",
         "groups.g.members[0]", "apiKeys[0]",
     ]  # fmt: skip
+
+
+# ---- the store -----------------------------------------------------------------------------------------------------
+
+
+def store_problem(complaints: Complain, path: Path) -> str:
+    (found,) = complaints(f"store: {{path: {path}}}")
+    return found.partition(": ")[2]
+
+
+def test_a_store_may_be_new_or_there(load_text: Load, tmp_path: Path) -> None:
+    path = tmp_path / "activity.db"
+    load_text(f"store: {{path: {path}}}")
+    assert not path.exists()  # nothing is made before it is used
+    path.touch()
+    assert load_text(f"store: {{path: {path}}}").config.store == Store(path=str(path))
+
+
+def test_a_store_cannot_be_a_directory(complaints: Complain, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    assert store_problem(complaints, tmp_path / "there") == "store.path: store.path: there is a directory, not a file"
+
+
+def test_a_store_needs_its_directory(complaints: Complain, tmp_path: Path) -> None:
+    found = store_problem(complaints, tmp_path / "none" / "activity.db")
+    assert found.startswith("store.path: store.path: directory ")
+    assert "is not writable: No such file or directory" in found
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_must_be_writable(complaints: Complain, tmp_path: Path) -> None:
+    (path := tmp_path / "activity.db").touch(mode=0o400)
+    assert "activity.db is not writable: " in store_problem(complaints, path)
+
+
+# ---- strict --------------------------------------------------------------------------------------------------------
+
+
+def test_a_strict_load_takes_unknown_keys_for_errors(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("globalTtl: 5\nmodels: {m: {proxy: http://h, timeouts: {konnect: 1}}}\nqqq: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load([tmp_path / "c.yaml"], is_strict=True)
+    assert [f"{problem.path}: {problem.message}" for problem in caught.value.problems] == [
+        'globalTtl: unknown key; did you mean "globalTTL"?',
+        'models.m.timeouts.konnect: unknown key; did you mean "connect"?',
+        "qqq: unknown key",
+    ]
+
+
+def test_a_strict_load_lets_other_oddities_pass(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("logLevel: chatty\nlogRequests: true\n")
+    assert len(load([tmp_path / "c.yaml"], is_strict=True).warnings) == 1

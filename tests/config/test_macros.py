@@ -278,8 +278,8 @@ def test_an_unknown_macro_in_a_model_is_refused_once(complaints: Complain, body:
     [
         ("apiKeys: [a, '${x}']", "apiKeys[1]: unknown macro '${x}'"),
         ("hooks: {on_startup: {preload: ['${x}']}}", "hooks.on_startup.preload[0]: unknown macro '${x}'"),
-        ("peers: {p: {proxy: 'http://${x}'}}", "peers.p.proxy: unknown macro '${x}'"),
-        ("selectors: {s: {targets: ['${x}']}}", "selectors.s.targets[0]: unknown macro '${x}'"),
+        ("peers: {p: {proxy: 'http://${x}', models: [m]}}", "peers.p.proxy: unknown macro '${x}'"),
+        ("selectors: {s: {strategy: pin, targets: ['${x}']}}", "selectors.s.targets[0]: unknown macro '${x}'"),
         ("globalTTL: ${x}", "globalTTL: unknown macro '${x}'"),
         ("systemd: {manager: '${x}'}", "systemd.manager: unknown macro '${x}'"),
         ("models: '${x}'", "models: unknown macro '${x}'"),

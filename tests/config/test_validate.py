@@ -31,6 +31,18 @@ M = "models: {m: {proxy: http://h}}\n"
         ),
         (M + "groups: {g: {members: [m]}}\nmatrix: {sets: {a: m}}", "config cannot use both 'groups' and 'matrix'"),
         ("systemd: {MemoryMaximum: 5}", "systemd.MemoryMaximum: "),
+        ("performance: {every: 4s}", "performance.every: performance: every must be at least 5s, got 4s"),
+        ("performance: {every: 4999ms}", "performance: every must be at least 5s, got 4.999s"),
+        ("performance: {every: -1m}", "performance: every must be at least 5s, got -1m0s"),
+        ("performance: {every: 15}", "cannot unmarshal !!int `15` into time.Duration"),
+        ("performance: {every: soon}", "cannot unmarshal !!str `soon` into time.Duration"),
+        ("store: {}", "store.path: store.path must not be empty"),
+        ("store: {path: ' '}", "store.path: store.path must not be empty"),
+        (
+            "upstream: {ignorePaths: [a, '(?=b)']}",
+            'upstream.ignorePaths[1]: upstream.ignorePaths: invalid regular expression "(?=b)": error parsing regexp: '
+            "invalid or unsupported Perl syntax: `(?=`",
+        ),
     ],
 )
 def test_the_whole_file(complaints: Complain, body: str, expected: str) -> None:
@@ -39,8 +51,14 @@ def test_the_whole_file(complaints: Complain, body: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["startPort: 1", "globalTTL: 0", "unloadTimeout: 0", "overtakeLimit: 0", "groups: {(default): {}}"]
-)
+    "body",
+    [
+        "startPort: 1", "globalTTL: 0", "unloadTimeout: 0", "overtakeLimit: 0", "groups: {(default): {}}",
+        "performance: {every: 5s}", "performance: {every: 0s}", "performance: {every: }", "performance:", "store:",
+        "upstream: {ignorePaths: []}",
+        "models: {m: {proxy: http://h, capabilities: {context: 0, in: [], out: [image]}}}",
+    ],
+)  # fmt: skip
 def test_limits_are_themselves_allowed(load_text: Load, body: str) -> None:
     load_text(body)
 
@@ -57,6 +75,16 @@ def test_no_secret_is_repeated(complaints: Complain) -> None:
         ("aliases: [a, b, a]", "models.m.aliases[2]: duplicate alias a found in model: m"),
         ("readyLog: 'a('", 'models.m.readyLog: "a(" is no regular expression: '),
         ("systemd: {MemoryMax: lots}", "models.m.systemd.MemoryMax: "),
+        (
+            "capabilities: {in: [text, video]}",
+            'models.m.capabilities.in[1]: model m: capabilities.in: invalid modality "video", '
+            "must be one of: text, audio, image",
+        ),
+        (
+            "capabilities: {out: [Text]}",
+            'models.m.capabilities.out[0]: model m: capabilities.out: invalid modality "Text", must be one of: text, audio',
+        ),
+        ("capabilities: {context: -1}", "models.m.capabilities.context: model m: capabilities.context: must be >= 0"),
         ("checkEndpoint: /%zz", 'models.m.checkEndpoint: "/%zz" is no path: invalid URL escape "%zz"'),
         ('checkEndpoint: "/a\\tb"', "models.m.checkEndpoint: "),
         *[
@@ -144,3 +172,17 @@ def test_an_alias_as_group_member_is_ignored_with_a_warning(load_text: Load) -> 
 def test_preloading_an_unknown_model_is_a_warning(load_text: Load) -> None:
     loaded = load_text("hooks: {on_startup: {preload: [x, ' ']}}")
     assert [warning.path for warning in loaded.warnings] == ["hooks.on_startup.preload[0]"]
+
+
+def test_what_was_reported_leads_to_no_further_problems(complaints: Complain) -> None:
+    assert len(complaints("peers: {p: {proxy: [a], models: x}}")) == 2
+    assert len(complaints("selectors: {s: {strategy: pin, targets: x}}")) == 1
+    assert len(complaints("store: {path: [a]}")) == 1
+    assert len(complaints("profiles: {p: {pins: [a]}}")) == 1
+
+
+def test_negative_times_are_accepted_with_a_warning(load_text: Load) -> None:
+    loaded = load_text("models: {m: {proxy: http://h, timeouts: {connect: -1, idleConn: 3}}}")
+    (warning,) = loaded.warnings
+    assert (warning.path, warning.message) == ("models.m.timeouts", "a time of -1 s counts as 0 (connect)")
+    assert (loaded.config.models["m"].timeouts.connect, loaded.config.models["m"].timeouts.idle_conn) == (0, 3)
