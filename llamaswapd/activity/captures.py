@@ -10,7 +10,6 @@ import base64
 import contextlib
 import zlib
 from collections import deque
-from collections.abc import Iterable
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
 from llamaswapd.activity.record import Finished, Pairs
@@ -46,11 +45,8 @@ class Capture:
         finished.request, finished.response = None, ()
         self.finished = finished
         self.is_compressed = False
-        self._hold(request, response)
-
-    def _hold(self, request: bytes | None, response: bytes | None) -> None:
-        self._held = request, response, self.is_compressed  # at once: other threads may be looking
-        self.size = ENTRY_BYTES + self.finished.heads_bytes + len(request or b"") + len(response or b"")
+        self._held = request, response, False
+        self.size = ENTRY_BYTES + finished.heads_bytes + len(request or b"") + len(response or b"")
 
     def compressed(self) -> tuple[bytes | None, bytes | None]:
         """Return the bodies compressed; takes a while."""
@@ -59,8 +55,10 @@ class Capture:
 
     def replace(self, request: bytes | None, response: bytes | None) -> None:
         """Hold the compressed bodies from now on."""
+        before, after = self._held, (request, response, True)
+        self._held = after  # all at once: other threads may be looking
         self.is_compressed = True
-        self._hold(request, response)
+        self.size += sum(len(each or b"") for each in after[:2]) - sum(len(each or b"") for each in before[:2])
 
     def shown(self, id_: int) -> dict[str, object]:
         """Return the capture as clients see it; takes a while."""
@@ -132,27 +130,22 @@ class Captures:
         capture.replace(*bodies)
         self._bytes += capture.size
         if capture.size > self.limit:
-            self._drop([id_])
+            self._drop(id_)
         self._make_room()
 
-    def clear(self) -> None:
-        self._drop(tuple(self._kept))
-        self._order.clear()
-        self.uncompressed.clear()
-
     def _make_room(self) -> None:
-        while self._order and (self._bytes > self.limit or self._large_bytes > 2 * self.limit):
-            self._drop([self._order.popleft()])
+        order, limit = self._order, self.limit
+        while order and (self._bytes > limit or self._large_bytes > 2 * limit):
+            self._drop(order.popleft())
 
-    def _drop(self, ids: Iterable[int]) -> None:
-        for id_ in ids:
-            capture = self._kept.pop(id_, None)
-            if capture is None:
-                continue
-            if capture.size >= COMPRESSED_FROM_BYTES and not capture.is_compressed:
-                self._large_bytes -= capture.size
-            else:
-                self._bytes -= capture.size
+    def _drop(self, id_: int) -> None:
+        capture = self._kept.pop(id_, None)
+        if capture is None:
+            return
+        if capture.size >= COMPRESSED_FROM_BYTES and not capture.is_compressed:
+            self._large_bytes -= capture.size
+        else:
+            self._bytes -= capture.size
 
 
 def _headers(pairs: Pairs) -> dict[str, str]:

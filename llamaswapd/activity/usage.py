@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 WORDS = (b'"usage"', b'"timings"', b'"metrics"')
 MOST_TOKENS = 2**40  # of one answer; sums of them stay far below what SQLite can hold
 MESSAGE_LIMIT = 500  # characters of an error message, as in llama-swap
+OBJECT_END_IN_CHUNKS = b"}\r\n0\r\n\r\n"
+LINES_OF_ONE_CHUNK = 4  # its size, itself, the last chunk's size, the end
+TAIL_LIMIT = 256  # bytes of what is remembered
 ENDS_BYTES = 64 * 1024  # of the end of a long body, in which usage is looked for
+UNREADABLE = (ValueError, StopIteration, RecursionError)  # what reading JSON may end with
 BOM = b"\xef\xbb\xbf"
 
-_scan = json.JSONDecoder().raw_decode  # `json.loads` guesses encodings, which takes longer than to read a short answer
+# Reads the value that begins somewhere in a text, and says where it ends. `json.loads` guesses encodings first, which
+# takes longer than to read a short answer.
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 # The members of an object up to the first one that is no mere text or number.
 _TEXT = rb'"(?:[^"\\]|\\.)*"'
@@ -39,6 +47,39 @@ class Tokens(NamedTuple):
 
 NO_TOKENS = Tokens()
 NOTHING = NO_TOKENS, 0.0
+
+
+def at_a_glance(body: bytes, *, is_chunked: bool) -> tuple[Tokens, float] | None:
+    """Return the same of a JSON answer as it came, chunk framing and all; None if it takes a closer look.
+
+    That is so if its last member is `usage`, and for one without any of the words in one chunk. The framing needs no
+    removing: where it stands inside of JSON, that is none any more.
+    """
+    at = body.find(b'"usage"')
+    if body.find(b'"timings"') >= 0 or body.find(b'"metrics"') >= 0:
+        return None
+    if at < 0:
+        return None if is_chunked and body.count(b"\r\n") > LINES_OF_ONE_CHUNK else NOTHING
+    behind = OBJECT_END_IN_CHUNKS if is_chunked else b"}"
+    if not body.endswith(behind):
+        return None
+    tail = body[at - 1 : -len(behind)]
+    return _last_member(tail) if len(tail) <= TAIL_LIMIT else None
+
+
+@lru_cache(maxsize=2048)  # short requests, of which there are many, take few different numbers of tokens
+def _last_member(tail: bytes) -> tuple[Tokens, float] | None:
+    """Return what `usage` says, if this is all of it, with the byte in front and without the brace behind."""
+    try:
+        text = tail.decode()
+        usage, end = _scan(text, 9)
+    except UNREADABLE:
+        return None
+    # No backslash stands in front, as in a text that only looks like a key.
+    if end != len(text) or text[8] != ":" or text[0] == "\\" or usage.__class__ is not dict:
+        return None
+    prompt, output, cached = _counts(usage)
+    return Tokens(-1 if cached is None else cached, -1, -1, prompt or 0, output or 0, -1.0, -1.0), 0.0
 
 
 def of_json(body: bytes, *, is_infill: bool, is_cut: bool = False) -> tuple[Tokens, float]:
@@ -137,7 +178,7 @@ def _tail(body: bytes, at: int) -> dict[str, Any] | None:
     text = "{" + body[at:].decode(errors="replace")
     try:
         members, end = _scan(text, 0)
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         return None
     return members if end == len(text) or not text[end:].strip() else None
 
@@ -153,7 +194,7 @@ def _at_the_ends(body: bytes, first: int) -> dict[str, Any]:
             text = body[colon.end() : colon.end() + ENDS_BYTES].decode(errors="replace")
             try:
                 found[word[1:-1].decode()] = _scan(text, 0)[0]
-            except (ValueError, RecursionError):
+            except UNREADABLE:
                 pass
             else:
                 first += len(word)
@@ -173,7 +214,7 @@ def _parsed(body: bytes) -> object:
     text = body.removeprefix(BOM).decode(errors="replace").strip()
     try:
         value, end = _scan(text, 0)
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         return None
     return value if end == len(text) else None
 
@@ -223,11 +264,10 @@ def _counts(usage: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
     if output is None:
         output = get("output_tokens")
     if cached is None:
-        for name in ("input_tokens_details", "prompt_tokens_details"):
-            details = get(name)
-            if isinstance(details, dict) and (cached := details.get("cached_tokens")) is not None:
+        for details in (get("input_tokens_details"), get("prompt_tokens_details")):
+            if details.__class__ is dict and (cached := details.get("cached_tokens")) is not None:
                 break
-    return _count(prompt), _count(output), _count(cached)
+    return _count(prompt), _count(output), None if cached is None else _count(cached)
 
 
 def _result(prompt: int, output: int, cached: int, timings: object, metrics: object) -> tuple[Tokens, float]:
@@ -261,7 +301,7 @@ def _result(prompt: int, output: int, cached: int, timings: object, metrics: obj
 def _count(value: object) -> int | None:
     """Return a number of tokens, None for what is none; bounded."""
     if value.__class__ is int:
-        return min(max(value, 0), MOST_TOKENS)
+        return value if 0 <= value <= MOST_TOKENS else min(max(value, 0), MOST_TOKENS)
     if isinstance(value, float):
         return int(min(value, MOST_TOKENS)) if value > 0 else 0  # also of NaN
     return None
