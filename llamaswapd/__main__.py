@@ -9,18 +9,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import sys
 from collections.abc import Sequence, Sized
 from pathlib import Path
 
 from llamaswapd import __version__
+from llamaswapd.config.jsonschema import json_schema
 from llamaswapd.config.load import load
 from llamaswapd.errors import ConfigError, Error, UsageError
 
 USAGE = """\
 llamaswapd -config FILE [-config-dir DIR] [-listen ADDRESS] [OPTIONS]
        llamaswapd check [-strict] FILE...
+       llamaswapd schema
        llamaswapd units [-config FILE] [MODEL...]
        llamaswapd private [-instance NAME] -- COMMAND..."""
 
@@ -92,6 +95,13 @@ def check(arguments: Sequence[str]) -> int:
     return 0
 
 
+def schema(arguments: Sequence[str]) -> int:
+    """Print the JSON schema of configuration files, for editors."""
+    argparse.ArgumentParser("llamaswapd schema", allow_abbrev=False, description=schema.__doc__).parse_args(arguments)
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
 def counted(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
@@ -139,7 +149,7 @@ def private(arguments: Sequence[str]) -> int:
     os.execv(argv[0], argv)
 
 
-VERBS = {"check": check, "units": units, "private": private}
+VERBS = {"check": check, "schema": schema, "units": units, "private": private}
 MANAGERS = ("auto", "system", "user", "private")
 
 BOOLEAN_FLAGS = ("watch-config", "version")

@@ -31,7 +31,7 @@ from llamaswapd.config.tree import Map, Node, Path, Scalar, Seq, is_null, plain
 S = TypeVar("S", bound=Section)
 
 # Words that are text everywhere but where a boolean is wanted.
-_BOOLEAN_WORDS = {
+BOOLEAN_WORDS = {
     **dict.fromkeys(("y", "Y", "yes", "on"), True),
     **dict.fromkeys(("n", "N", "no", "off"), False),
 }
@@ -131,8 +131,8 @@ class _Decoder:
     def _boolean(self, node: Node, path: Path) -> bool:
         if isinstance(node, Scalar) and isinstance(node.value, bool):
             return node.value
-        if isinstance(node, Scalar) and node.kind == "str" and node.text in _BOOLEAN_WORDS:
-            return _BOOLEAN_WORDS[node.text]
+        if isinstance(node, Scalar) and node.kind == "str" and node.text in BOOLEAN_WORDS:
+            return BOOLEAN_WORDS[node.text]
         raise self._unfit(node, path, "bool", "write true or false, without quotes")
 
     def _duration(self, node: Node, path: Path) -> float:

@@ -82,7 +82,7 @@ def test_no_secret_is_repeated(complaints: Complain) -> None:
         ),
         (
             "capabilities: {out: [Text]}",
-            'models.m.capabilities.out[0]: model m: capabilities.out: invalid modality "Text", must be one of: text, audio',
+            'models.m.capabilities.out[0]: model m: capabilities.out: invalid modality "Text", must be one of: text',
         ),
         ("capabilities: {context: -1}", "models.m.capabilities.context: model m: capabilities.context: must be >= 0"),
         ("checkEndpoint: /%zz", 'models.m.checkEndpoint: "/%zz" is no path: invalid URL escape "%zz"'),
