@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from llamaswapd import __main__ as command_line
+from llamaswapd.config import schema
 from llamaswapd.config.decode import fields_by_key
+from llamaswapd.config.jsonschema import sections_within
 from llamaswapd.config.load import load
-from llamaswapd.config.schema import (
-    WITHOUT_EFFECT,
-    CommaSeparated,
-    Config,
-    Filters,
-    Group,
-    Hooks,
-    ModelConfig,
-    OnStartup,
-    Section,
-)
+from llamaswapd.config.schema import WITHOUT_EFFECT, CommaSeparated, Config, ModelConfig, Section
 from llamaswapd.systemd.unit import Host, build
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "man").glob("*.scd"))
 README = ROOT / "README.md"
 
-# Under which heading of llamaswapd.yaml(5) the keys of a section stand.
-HEADINGS: dict[type[Section], str] = {
-    Config: "TOP-LEVEL KEYS",
-    ModelConfig: "MODEL KEYS",
-    Filters: "FILTERS",
-    Group: "GROUPS",
-    Hooks: "HOOKS",
-    OnStartup: "HOOKS",
+# Under which heading of llamaswapd.yaml(5) the keys of a section stand, and what stands before them there.
+HEADINGS: dict[type[Section], tuple[str, str]] = {
+    Config: ("TOP-LEVEL KEYS", ""),
+    ModelConfig: ("MODEL KEYS", ""),
+    schema.Compat: ("MODEL KEYS", "compat."),
+    schema.Filters: ("FILTERS", ""),
+    schema.Group: ("GROUPS", ""),
+    schema.Matrix: ("MATRIX", ""),
+    schema.Routing: ("ROUTING", ""),
+    schema.Router: ("ROUTING", "router."),
+    schema.RouterSettings: ("ROUTING", "router.settings."),
+    schema.Scheduling: ("ROUTING", "scheduler."),
+    schema.SchedulerSettings: ("ROUTING", "scheduler.settings."),
+    schema.Fifo: ("ROUTING", "scheduler.settings.fifo."),
+    schema.Selector: ("SELECTORS", ""),
+    schema.SpilloverSettings: ("SELECTORS", "settings."),
+    schema.Profile: ("PROFILES", ""),
+    schema.Peer: ("PEERS", ""),
+    schema.PeerTimeouts: ("PEERS", "timeouts."),
+    schema.Capabilities: ("CAPABILITIES", ""),
+    schema.Timeouts: ("TIMEOUTS", ""),
+    schema.Hooks: ("HOOKS", ""),
+    schema.OnStartup: ("HOOKS", ""),
+    schema.Performance: ("FURTHER SECTIONS", "performance."),
+    schema.Store: ("FURTHER SECTIONS", "store."),
+    schema.Ui: ("FURTHER SECTIONS", "ui."),
+    schema.ActivityPage: ("FURTHER SECTIONS", "ui.activity."),
+    schema.UpstreamSection: ("FURTHER SECTIONS", "upstream."),
 }
 
 
@@ -59,18 +71,14 @@ def entries(text: str) -> dict[str, str]:
     return {name: " ".join(body.split()) for head, body in found for name in re.findall(r"\*(.+?)\*", head)}
 
 
-def sections_within(hint: Any) -> Iterator[type[Section]]:
-    """Yield every kind of section that a type holds, itself included."""
-    if isinstance(hint, type) and issubclass(hint, Section):
-        yield hint
-        for _, field_type in fields_by_key(hint).values():
-            yield from sections_within(field_type)
-    for argument in get_args(hint):
-        yield from sections_within(argument)
-
-
 def keys() -> list[tuple[type[Section], str]]:
-    return [(section, key) for section in dict.fromkeys(sections_within(Config)) for key in fields_by_key(section)]
+    """Return every key, but for those that a section has from another."""
+    return [
+        (section, key)
+        for section in sections_within(Config)
+        for key, (name, _) in fields_by_key(section).items()
+        if name in inspect.get_annotations(section)
+    ]
 
 
 def type_in_words(hint: Any) -> str:
@@ -83,7 +91,7 @@ def type_in_words(hint: Any) -> str:
         return f"one of {', '.join(filter(None, get_args(hint)))}"
     if type(None) in get_args(hint):
         hint = get_args(hint)[0]
-    words = {str: "text", int: "integer", bool: "boolean", tuple: "list"}
+    words = {str: "text", int: "integer", bool: "boolean", tuple: "list", float: "duration"}
     return words.get(get_origin(hint) or hint, "mapping")
 
 
@@ -92,22 +100,30 @@ def default_in_words(value: object) -> str:
         return str(value).lower()
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, float):
+        return f"{value:g}s"
     if value is None:
         return "unset"
+    if isinstance(value, tuple) and value:
+        return ", ".join(value).replace("\\", "\\\\").replace("*", "\\*")  # as scdoc wants it
     return value if isinstance(value, str) and value else "none"
 
 
 @pytest.mark.parametrize(("section", "key"), keys())
 def test_every_key_has_an_entry_with_its_type_and_default(section: type[Section], key: str) -> None:
     name, hint = fields_by_key(section)[key]
-    entry = entries(part(page("llamaswapd.yaml.5"), HEADINGS[section])).get(key)
+    heading, before = HEADINGS[section]
+    entry = entries(part(page("llamaswapd.yaml.5"), heading)).get(before + key)
     assert entry, f"{key} has no entry in llamaswapd.yaml(5)"
     assert f"Type: {type_in_words(hint)}" in entry
     assert entry.endswith(f"Default: {default_in_words(getattr(section(), name))}.")
 
 
 def test_every_entry_is_a_key() -> None:
-    known = {heading: {key for section, key in keys() if HEADINGS[section] == heading} for heading in HEADINGS.values()}
+    known: dict[str, set[str]] = {}
+    for section, key in keys():
+        heading, before = HEADINGS[section]
+        known.setdefault(heading, set()).add(before + key)
     text = page("llamaswapd.yaml.5")
     assert {heading: set(entries(part(text, heading))) for heading in known} == known
 
