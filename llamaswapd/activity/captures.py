@@ -89,7 +89,7 @@ class Captures:
     """The captures by activity id, the oldest of which make room for the newest.
 
     Small ones count as they are, large ones compressed. Until they are, they have a place of their own, twice as large:
-    a request and an answer may each be as large as all of the rest.
+    a request and an answer may each be as large as all of the rest. Those that do not fit are skipped.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -106,6 +106,8 @@ class Captures:
     def add(self, id_: int, capture: Capture) -> None:
         """Keep a capture, if captures are kept at all; ids come in order."""
         size = capture.size
+        if size > 2 * self.limit:
+            return
         if size >= COMPRESSED_FROM_BYTES:
             self.uncompressed.append(id_)
             self._large_bytes += size

@@ -351,17 +351,21 @@ class Database:
             self._sql.execute("DETACH file")
             self._is_attached = False
 
+    def _version(self) -> int:
+        [[version]] = self._sql.execute("PRAGMA file.user_version")
+        if version > len(STEPS):
+            raise Unusable(f"it was written by a newer llamaswapd (version {version}, known {len(STEPS)})")
+        return int(version)
+
     def _migrate(self) -> None:
+        if self._version() == len(STEPS):  # nothing to write: also if somebody else is writing
+            return
         self._sql.execute("BEGIN IMMEDIATE")
         try:
-            [[version]] = self._sql.execute("PRAGMA file.user_version")
-            if version > len(STEPS):
-                raise Unusable(f"it was written by a newer llamaswapd (version {version}, known {len(STEPS)})")
-            for step in STEPS[version:]:
+            for step in STEPS[self._version() :]:
                 for statement in step:
                     self._sql.execute(statement)
-            if version < len(STEPS):
-                self._sql.execute(f"PRAGMA file.user_version = {len(STEPS)}")
+            self._sql.execute(f"PRAGMA file.user_version = {len(STEPS)}")
             self._sql.execute("COMMIT")
         except BaseException:
             if self._sql.in_transaction:

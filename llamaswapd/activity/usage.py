@@ -199,11 +199,10 @@ def _at_the_ends(body: bytes, first: int) -> dict[str, Any]:
             else:
                 first += len(word)
     begin = max(first, len(body) - ENDS_BYTES)
-    ends = [at for word in WORDS if (at := body.find(word, begin)) >= 0]
     # The first may stand further in, in one of the elements of a list: then the last ones are what is looked for.
-    lasts = [at for word in WORDS if (at := body.rfind(word, begin)) >= 0]
-    for places in (ends, lasts):
-        tail = _tail(body, min(places)) if places else None
+    places = {find(word, begin) for word in WORDS for find in (body.find, body.rfind)}
+    for at in sorted(places - {-1}):
+        tail = _tail(body, at)
         if tail is not None:
             return found | tail
     return found
