@@ -51,6 +51,8 @@ class SystemdBackend:
         spec = unit.build(model, self._host)
         for name in spec.left_out:
             log.warning("<%s> systemd %d does not know %s=, left out", model.id, self.manager.version, name)
+        for name in unit.unusable_environment(model):
+            log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
         running, outcome = await self._start(spec, words, model)
         if outcome == "done":
             return running

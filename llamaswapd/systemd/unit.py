@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llamaswapd.config.commandline import split
@@ -17,7 +17,7 @@ from llamaswapd.config.schema import ModelConfig
 from llamaswapd.config.settings import SECTIONS, minimum_version, properties
 from llamaswapd.config.unit_kinds import Property
 from llamaswapd.config.unit_values import is_assignment
-from llamaswapd.config.unit_words import quote
+from llamaswapd.config.unit_words import literals, quote
 from llamaswapd.errors import UsageError
 
 Settings = Mapping[str, tuple[str, ...]]
@@ -122,7 +122,7 @@ def build(model: ModelConfig, host: Host) -> UnitSpec:
     base = _base(model, host)
     own = {name: values for name, values in model.systemd.items() if minimum_version(name, values) <= host.version}
     for name in own.keys() & {"Environment"}:
-        own[name] = (*base.get(name, ()), *own[name])
+        own[name] = _merged((*base.get(name, ()), *own[name]))
     for name in own.keys() & {"LogExtraFields"}:  # ours last: an empty assignment must not take the identity away
         own[name] = (*own[name], *base[name])
     left_out = tuple(name for name in model.systemd if name not in own)
@@ -150,7 +150,7 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
         "OOMPolicy": ("kill",),
         "KillMode": ("control-group",),
         "WorkingDirectory": (host.directory.replace("%", "%%"),),
-        "Environment": tuple(quote(entry) for entry in (*_inherited(host.environment), *model.env)),
+        "Environment": _merged(quote(entry) for entry in (*_inherited(host.environment), *_own_environment(model))),
         "StandardInput": ("null",),
         "SyslogIdentifier": (label.replace("%", "%%"),),
         "LogExtraFields": tuple(quote(f"{name}={value}") for name, value in _identity(model, host.instance)),
@@ -197,6 +197,25 @@ def _inherited(environment: Mapping[str, str]) -> list[str]:
     """
     entries = (f"{name}={value}" for name, value in sorted(environment.items()) if name not in PER_UNIT)
     return [entry for entry in entries if is_assignment(entry)]
+
+
+def _own_environment(model: ModelConfig) -> list[str]:
+    return [entry for entry in model.env if is_assignment(entry)]
+
+
+def unusable_environment(model: ModelConfig) -> list[str]:
+    """Return the names of the model's `env` entries that systemd takes into no environment; they are left out."""
+    return [entry.partition("=")[0] for entry in model.env if not is_assignment(entry)]
+
+
+def _merged(assignments: Iterable[str]) -> tuple[str, ...]:
+    """Return `Environment=` values with the last assignment of each name: on the bus, two of one name are refused."""
+    entries: dict[str, str] = {}
+    for text in assignments:
+        if not text.strip():  # systemd.exec(5): an empty one forgets all before it
+            entries.clear()
+        entries.update((entry.partition("=")[0], entry) for entry in literals(text))
+    return tuple(quote(entry) for entry in entries.values())
 
 
 # systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager", those that belong to one unit.

@@ -27,6 +27,7 @@ from llamaswapd.systemd.unit import (
     slice_name,
     to_unit_file,
     unit_name,
+    unusable_environment,
 )
 
 # The surrogates have no UTF-8 and cannot come out of a YAML file.
@@ -158,12 +159,18 @@ def test_without_a_usable_cmd_stop_systemd_sends_sigterm(cmd_stop: str) -> None:
     assert "TimeoutStopFailureMode" not in names
 
 
-def test_the_environment_is_the_inherited_then_the_models_own() -> None:
+def test_the_environment_is_the_inherited_and_the_models_own_where_the_last_of_a_name_counts() -> None:
     spec = build(
-        model(env=("A=own", "B=two words 100%")),
+        model(env=("A=first", "B=two words 100%", "A=own")),
         dataclasses.replace(HOST, environment={"PATH": "/bin", "A": "inherited"}),
     )
-    assert value_of(spec, "Environment") == ["A=inherited", "PATH=/bin", "A=own", "B=two words 100%"]
+    assert value_of(spec, "Environment") == ["A=own", "PATH=/bin", "B=two words 100%"]
+
+
+def test_what_is_no_assignment_is_left_out_of_the_environment_and_named() -> None:
+    odd = model(env=("A=1", "NOTHING", "1=2", "a.b=c"))
+    assert value_of(build(odd, HOST), "Environment") == ["A=1"]
+    assert unusable_environment(odd) == ["NOTHING", "1", "a.b"]
 
 
 def test_what_belongs_to_the_daemons_own_unit_is_not_inherited() -> None:
@@ -216,6 +223,13 @@ def test_a_setting_of_the_model_replaces_that_of_the_daemon() -> None:
 def test_an_environment_of_the_model_is_added() -> None:
     spec = build(model(env=("A=1",), systemd={"Environment": ("B=2", '"C=3 4"')}), HOST)
     assert value_of(spec, "Environment") == ["A=1", "B=2", "C=3 4"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "merged"), [(("A=2",), ["A=2"]), (("", "B=2"), ["B=2"]), (("B=1 B=2",), ["A=1", "B=2"])]
+)
+def test_the_environment_of_the_block_wins_over_that_of_env(assignments: tuple[str, ...], merged: list[str]) -> None:
+    assert value_of(build(model(env=("A=1",), systemd={"Environment": assignments}), HOST), "Environment") == merged
 
 
 def test_journal_fields_of_the_model_do_not_displace_its_identity() -> None:
