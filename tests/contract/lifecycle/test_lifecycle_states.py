@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon_support import Daemon, model
-
-from tests.contract.live import Live, load, mirror, ready, told
+from live import Live, load, mirror, ready, told
 
 
 async def status_in_list(it: Daemon) -> dict[str, Any]:
