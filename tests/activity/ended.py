@@ -16,7 +16,7 @@ from llamaswapd.observe import Event, Feed
 USAGE = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'
 
 
-def finished(response: bytes = b"{}", **values: Any) -> Finished:
+def finished(body: bytes = b"{}", **values: Any) -> Finished:
     """Return a request that was answered with 200 and this body; `values` are what is different."""
     made = Finished()
     defaults = {
@@ -38,7 +38,7 @@ def finished(response: bytes = b"{}", **values: Any) -> Finished:
         "request_headers": lambda: (),
         "response_headers": lambda: (),
         "request": b'{"model":"m"}',
-        "response": [response],
+        "response": [body],
         "is_chunked": False,
         "is_cut": False,
     }

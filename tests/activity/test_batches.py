@@ -1,0 +1,291 @@
+"""The activity as a whole: what becomes of the requests that are handed over."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamaswapd.activity import activity as module
+from llamaswapd.activity.activity import BATCH, LONG_BYTES, Activity, read
+from llamaswapd.activity.query import Query
+from llamaswapd.config.schema import Config, Store
+from llamaswapd.errors import ConfigError, NotFound
+from llamaswapd.observe import Event, Feed
+from tests.activity.ended import USAGE, activity, chunked, finished, until
+
+LONG = b'{"data":"%b",' % (b"x" * LONG_BYTES) + USAGE[1:]
+
+
+async def rows(it: Activity) -> list[Any]:
+    return await it.rows()
+
+
+# ---- rows
+
+
+async def test_what_has_been_added_can_be_asked_for_at_once() -> None:
+    async with activity() as it:
+        it.add(finished(USAGE, model_id="a", metadata={"fifo_priority": "2"}))
+        it.add(finished(LONG, model_id="b"))
+        it.add(finished(b'{"error": "no luck"}', status=500, model_id="c"))
+        page = await it.page(Query(sort="model", is_descending=False))
+        assert (page["page"], page["limit"], page["total"], page["total_pages"]) == (1, 25, 3, 1)
+        data: Any = page["data"]
+        assert [(row["model"], row["tokens"]["input_tokens"]) for row in data] == [("a", 3), ("b", 3), ("c", 0)]
+        assert (data[0]["metadata"], data[2]["error_msg"]) == ({"fifo_priority": "2"}, "no luck")
+        assert sorted(row["id"] for row in data) == [1, 2, 3]
+        assert (await it.stats())["total_requests"] == 3
+        assert (await it.stats("b"))["total_output_tokens"] == 4
+        assert [row["id"] for row in await rows(it)] == [1, 2, 3]
+
+
+async def test_without_rows_there_are_no_pages() -> None:
+    async with activity() as it:
+        page = await it.page(Query())
+        assert page == {"data": [], "page": 1, "limit": 25, "total": 0, "total_pages": 0}
+        assert await rows(it) == []
+
+
+async def test_pages_are_counted_up() -> None:
+    async with activity() as it:
+        for _ in range(5):
+            it.add(finished())
+        assert [(await it.page(Query(limit=limit)))["total_pages"] for limit in (1, 2, 5, 6)] == [5, 3, 1, 1]
+
+
+async def test_only_posts_make_rows_but_all_are_counted() -> None:
+    async with activity() as it:
+        it.add(finished(method="GET"))
+        assert await rows(it) == []
+        assert it.counts["m"].requests == {200: 1}
+
+
+@pytest.mark.parametrize(
+    ("facts", "tokens", "error"),
+    [
+        ({"response": [USAGE]}, 3, ""),
+        ({"response": [USAGE[:20], USAGE[20:]]}, 3, ""),
+        ({"response": [chunked(USAGE)], "is_chunked": True}, 3, ""),
+        ({"response": [chunked(*(USAGE[at : at + 1] for at in range(len(USAGE))))], "is_chunked": True}, 3, ""),
+        ({"response": [gzip.compress(USAGE)], "content_encoding": "gzip"}, 3, ""),
+        ({"response": [chunked(gzip.compress(USAGE))], "content_encoding": "gzip", "is_chunked": True}, 3, ""),
+        ({"response": [b"data: " + USAGE], "content_type": "text/event-stream; charset=utf-8"}, 3, ""),
+        ({"response": [chunked(b"data: " + USAGE[:12], USAGE[12:])], "content_type": "text/event-stream",
+          "is_chunked": True}, 3, ""),
+        ({"response": [USAGE], "content_type": ""}, 3, ""),
+        ({"response": [LONG[:5000], LONG[-5000:]], "is_cut": True}, 3, ""),
+        ({"response": [b'[{"timings": {"prompt_n": 3}}]'], "path": "/infill"}, 3, ""),
+        ({"response": []}, 0, ""),
+        ({"response": [USAGE], "error": "broke off"}, 3, "broke off"),
+        ({"response": [USAGE], "status": 201}, 0, "201 Created"),
+        ({"response": [USAGE], "status": 502, "error": "our words"}, 0, "our words"),
+        ({"response": [gzip.compress(b'{"detail": "why"}')], "status": 422, "content_encoding": "gzip"}, 0, "why"),
+        ({"response": [USAGE], "content_encoding": "gzip"}, 0,
+         "response decode failed: response decompression failed: gzip: Error -3"
+         " while decompressing data: incorrect header check"),
+    ],
+)  # fmt: skip
+async def test_tokens_and_errors_are_found_however_the_answer_came(
+    facts: dict[str, Any], tokens: int, error: str
+) -> None:
+    async with activity() as it:
+        it.add(finished(**facts))
+        [row] = await rows(it)
+    assert row["tokens"]["input_tokens"] == tokens
+    assert row.get("error_msg", "") == error
+
+
+async def test_llama_cpps_account_of_the_time_counts_if_it_is_longer() -> None:
+    async with activity() as it:
+        for total_ms in (10, 5000):
+            it.add(finished(json.dumps({"timings": {"prompt_ms": total_ms}}).encode()))
+        assert [row["duration_ms"] for row in await rows(it)] == [1000, 5000]
+
+
+async def test_rows_stay_when_the_configuration_changes_and_captures_do_not() -> None:
+    async with activity() as it:
+        it.add(finished())
+        assert [row["has_capture"] for row in await rows(it)] == [True]
+        it.add(finished())
+        await it.reconfigure(Config(metrics_max_in_memory=5))
+        it.add(finished())
+        assert [(row["id"], row["has_capture"]) for row in await rows(it)] == [(1, False), (2, False), (3, True)]
+        await it.reconfigure(Config(metrics_max_in_memory=2, capture_buffer=0))
+        it.add(finished())
+        assert [(row["id"], row["has_capture"]) for row in await rows(it)] == [(3, False), (4, False)]
+
+
+async def test_another_store_begins_with_what_is_in_it_and_ids_go_on(tmp_path: Path) -> None:
+    async with activity(tmp_path / "a.db") as it:
+        it.add(finished())
+        it.add(finished(LONG))
+        await it.reconfigure(Config(store=Store(path=str(tmp_path / "b.db"))))
+        assert await rows(it) == []
+        it.add(finished())
+        assert [row["id"] for row in await rows(it)] == [3]
+        await it.reconfigure(Config(store=Store(path=str(tmp_path / "a.db"))))
+        assert [row["id"] for row in await rows(it)] == [1, 2]
+        it.add(finished())
+        assert [row["id"] for row in await rows(it)] == [1, 2, 4]
+
+
+async def test_a_store_that_cannot_be_opened_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text("hello " * 1000)
+    async with activity() as it:
+        it.add(finished())
+        with pytest.raises(ConfigError, match="store cannot be opened"):
+            await it.reconfigure(Config(store=Store(path=str(tmp_path / "bad"))))
+        assert [row["has_capture"] for row in await rows(it)] == [True]
+
+
+async def test_what_was_added_last_is_written_in_the_end(tmp_path: Path) -> None:
+    async with activity(tmp_path / "a.db") as it:
+        it.add(finished())
+        it.add(finished(LONG))
+    async with activity(tmp_path / "a.db") as it:
+        assert len(await rows(it)) == 2
+
+
+# ---- when
+
+
+async def test_a_full_batch_is_worked_on_at_once_and_a_part_of_one_a_little_later() -> None:
+    async with activity() as it:
+        for _ in range(BATCH):
+            it.add(finished())
+        assert it.counts["m"].requests == {200: BATCH}
+        it.add(finished())
+        assert it.counts["m"].requests == {200: BATCH}
+        await until(lambda: it.counts["m"].requests == {200: BATCH + 1})
+
+
+async def test_watchers_are_told_of_rows_that_can_be_asked_for() -> None:
+    feed: Feed[Event] = Feed()
+    async with activity(events=feed) as it:
+        it.add(finished())
+        it.flush()
+        with feed.subscribe() as events:
+            it.add(finished(LONG))
+            it.add(finished())
+            told = []
+            while len(told) < 2:
+                told += await events.items()
+            assert told == [Event("activity", {"id": 2}), Event("activity", {"id": 3})]
+            assert len(await rows(it)) == 3
+
+
+async def test_long_answers_that_pile_up_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG_WAITING_BYTES", 2 * len(LONG))
+    async with activity() as it:
+        for _ in range(5):
+            it.add(finished(LONG))
+        it.flush()
+        assert it._long_bytes < 4 * len(LONG)
+        found = await rows(it)
+        assert [row["tokens"]["input_tokens"] for row in found] == [3] * 5
+        assert [row["has_capture"] for row in found] == [True, True, False, False, False]
+        assert it._long_bytes == 0
+
+
+async def test_random_bodies_are_taken_as_they_come() -> None:
+    random_ = random.Random(11)
+    pieces = [b'"usage"', b'{"usage":', b"}", b"\r\n", b"0\r\n\r\n", b"data: ", b"\n\n", USAGE, gzip.compress(USAGE)]
+    async with activity() as it:
+        for _ in range(1500):
+            body = b"".join(random_.choices([*pieces, random_.randbytes(9)], k=random_.randrange(6)))
+            made = finished(
+                body,
+                is_chunked=random_.random() < 0.5,
+                is_cut=random_.random() < 0.2,
+                status=random_.choice([200, 200, 404, 599]),
+                content_type=random_.choice(["application/json", "text/event-stream", ""]),
+                content_encoding=random_.choice(["", "", "gzip", "deflate", "br", "\udcff"]),
+                path=random_.choice(["/infill", "/x"]),
+            )
+            read(made, body)
+            it.add(made)
+        found = await rows(it)
+        assert len(found) == 1000
+        json.dumps(found, allow_nan=False)
+        for row in found[::50]:
+            if row["has_capture"]:
+                json.dumps(await it.capture(row["id"]))
+
+
+# ---- counts
+
+
+async def test_requests_are_counted_by_model_and_status_with_their_times_and_tokens() -> None:
+    async with activity() as it:
+        it.add(finished(USAGE, granted=100.25))
+        it.add(finished(b'{"usage":{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":7}}}'))
+        it.add(finished(status=502, granted=0.0, first_byte=0.0))
+        it.flush()
+        counts = it.counts["m"]
+        assert counts.requests == {200: 2, 502: 1}
+        assert (counts.input, counts.output, counts.cached) == (4, 4, 7)
+        assert (counts.duration.sum, counts.waiting.sum, counts.first_byte.sum) == (3.0, 0.25, 1.0)
+        assert [sum(each.counts) for each in (counts.duration, counts.waiting, counts.first_byte)] == [3, 2, 2]
+
+
+# ---- captures
+
+
+async def test_a_capture_is_there_until_it_had_to_make_room() -> None:
+    noise = random.Random(1).randbytes(10_000)
+    async with activity(capture_buffer=1) as it:
+        for _ in range(150):
+            it.add(finished(noise))
+        found = await rows(it)
+        kept = [row["id"] for row in found if row["has_capture"]]
+        assert kept[-1] == 150
+        assert 90 < len(kept) < 100
+        capture = await it.capture(150)
+        assert base64.b64decode(str(capture["resp_body"])) == noise
+        with pytest.raises(NotFound, match="capture not found"):
+            await it.capture(1)
+        with pytest.raises(NotFound):
+            await it.capture(151)
+
+
+async def test_large_captures_are_kept_compressed() -> None:
+    async with activity(capture_buffer=1) as it:
+        for _ in range(30):
+            it.add(finished(b"x" * 60_000, request=b"y" * 60_000))
+            await rows(it)
+            await until(lambda: it._compressing is None)
+        assert all(row["has_capture"] for row in await rows(it))
+        assert base64.b64decode(str((await it.capture(1))["req_body"])) == b"y" * 60_000
+
+
+async def test_captures_may_be_off() -> None:
+    async with activity(capture_buffer=0) as it:
+        it.add(finished())
+        assert [row["has_capture"] for row in await rows(it)] == [False]
+        with pytest.raises(NotFound):
+            await it.capture(1)
+
+
+async def test_what_was_cut_is_no_capture() -> None:
+    async with activity() as it:
+        it.add(finished(is_cut=True))
+        assert [row["has_capture"] for row in await rows(it)] == [False]
+
+
+async def test_closing_waits_for_nothing_but_what_has_to_be_written() -> None:
+    it = Activity(Config(), Feed())
+    await it.open()
+    it.add(finished(b"x" * 50_000))
+    it.add(finished(LONG))
+    it.flush()
+    assert it._reading is not None
+    assert it._compressing is not None
+    await it.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
