@@ -200,9 +200,12 @@ class Activity:
         }
 
     async def rows(self) -> list[dict[str, object]]:
-        """Return all rows, oldest first."""
+        """Return the newest rows, oldest first: as many as are kept in memory, be there a file or not.
+
+        llama-swap knew no file when it answered with all of them.
+        """
         await self._settled()
-        return [self._shown(row) for row in await self._store.all()]
+        return [self._shown(row) for row in await self._store.newest()]
 
     async def stats(self, model_id: str | None = None) -> dict[str, object]:
         """Return sums and speeds of all rows, or of one model's."""

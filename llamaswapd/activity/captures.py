@@ -132,6 +132,7 @@ class Captures:
         capture.replace(*bodies)
         self._bytes += capture.size
         if capture.size > self.limit:
+            self._order.remove(id_)
             self._drop(id_)
         self._make_room()
 

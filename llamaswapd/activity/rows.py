@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from llamaswapd.activity.usage import Tokens
@@ -51,7 +52,7 @@ class Row(NamedTuple):
             *self.tokens,
             max(_ms(self.ended - self.began), int(self.took_ms)),
             clean(self.error),
-            json.dumps(dict(self.metadata)) if self.metadata else "",
+            _json(tuple(self.metadata.items())) if self.metadata else "",
             *self._phases_ms(),
         )
 
@@ -73,7 +74,12 @@ class Row(NamedTuple):
 
 
 def _ms(seconds: float) -> int:
-    return max(round(seconds * 1000), 0)
+    return int(seconds * 1000 + 0.5) if seconds > 0 else 0
+
+
+@lru_cache(maxsize=256)  # it says much the same of all requests
+def _json(metadata: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps(dict(metadata))
 
 
 def shown(values: Sequence[int | float | str | None], *, has_capture: bool) -> dict[str, object]:

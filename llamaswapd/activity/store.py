@@ -121,9 +121,9 @@ class Store:
         """Return the rows asked for, in the order of COLUMNS, and how many there are on all pages."""
         return await self._run(self._file.page, self._taken(), query)
 
-    async def all(self) -> list[Stored]:
-        """Return all rows, oldest first."""
-        return await self._run(self._file.all, self._taken())
+    async def newest(self) -> list[Stored]:
+        """Return as many rows as would be kept in memory, oldest first."""
+        return await self._run(self._file.newest, self._taken(), self._rows)
 
     async def stats(self, model_id: str) -> dict[str, object]:
         """Return the sums and speeds of all rows, or of one model's if `model_id` is not empty."""
@@ -231,9 +231,13 @@ class Database:
 
         return self._read(read)
 
-    def all(self, rows: Sequence[Row]) -> list[Stored]:
+    def newest(self, rows: Sequence[Row], count: int) -> list[Stored]:
         self.take(rows)
-        return self._read(lambda source: self._sql.execute(f"SELECT {NAMES} FROM {source} ORDER BY id").fetchall())
+
+        def read(source: str) -> list[Stored]:
+            return self._sql.execute(f"SELECT {NAMES} FROM {source} ORDER BY id DESC LIMIT ?", (count,)).fetchall()
+
+        return self._read(read)[::-1]
 
     def stats(self, rows: Sequence[Row], model_id: str) -> dict[str, object]:
         self.take(rows)

@@ -30,7 +30,7 @@ class ActivityApi:
         return json_answer(await self._activity.stats(query.model_of(request.query.get("model", ""))))
 
     async def all_rows(self, request: web.Request) -> web.Response:
-        """`/api/metrics`, as llama-swap had it until v235: all rows, oldest first."""
+        """`/api/metrics`, as llama-swap had it until v235: all rows that memory would hold, oldest first."""
         return json_answer(await self._activity.rows())
 
     async def capture(self, request: web.Request) -> web.Response:
