@@ -137,7 +137,7 @@ class Program:
     # ---- one question, one answer
 
     def ask(self, method: str, path: str, body: object = None, headers: Headers = ()) -> Answer:
-        """Ask on a connection of its own. `body`: bytes or text as they are; anything else becomes JSON, and says so."""
+        """Ask on a connection of its own. `body`: bytes and text as they are, anything else as JSON."""
         with self.asking(method, path, body, headers) as response:
             return Answer(response.status, response.reason, response.getheaders(), response.read())
 
@@ -233,7 +233,7 @@ class Events:
         self.response = response
 
     def next(self) -> tuple[str, Any]:
-        """Return the next event. Its frame must be exactly as the contract says; keep-alive comments are passed over."""
+        """Return the next event, whose frame must be exactly as the contract says. Comments are passed over."""
         while (line := self.response.readline()).startswith(b":"):
             assert self.response.readline() == b"\n"
         assert line == b"event:message\n", line

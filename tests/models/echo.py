@@ -14,7 +14,7 @@ A request says what it wants in the member `answer` of its JSON body, or as JSON
   die               the process is killed after what was sent
 
 Without it: JSON with method, path, headers ([[name, value], …] as they came), body64 and pid. A websocket handshake is
-accepted, and bytes are echoed from then on. GET /health answers 200.
+accepted, and bytes are echoed from then on. What ends in /health answers 200.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "websocket" in self.headers.get("Upgrade", "").lower():
             return self.echo_bytes()
-        if self.path.partition("?")[0] == "/health":
+        if self.path.partition("?")[0].endswith("/health"):
             return self.send_whole({"body": "OK", "headers": {"Content-Type": "text/plain"}})
         wish = self.wish(body)
         return self.received(body) if wish is None else self.grant(wish)
