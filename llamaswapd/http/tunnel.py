@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ipaddress
+import re
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
 
 from llamaswapd.errors import UpstreamError
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from llamaswapd.http.upstream import Origin
 
 ANSWER_LIMIT = 64 * 1024  # bytes of the proxy's answer
+SHOWN_BYTES = 200  # of an answer that is not understood
+
+_CONNECTED = re.compile(rb"HTTP/1\.[01] 200(?: |$)")
 
 
 class ByWay(NamedTuple):
@@ -36,7 +41,7 @@ def by_way_of(origin: Origin) -> ByWay | None:
     url = getproxies().get("https" if origin.tls else "http")
     if not url or is_loopback(origin.host):
         return None
-    if proxy_bypass(f"{origin.host}:{origin.port}"):
+    if any(_names(entry, origin) for entry in getproxies().get("no", "").lower().split(",")):
         return None
     name = "HTTPS_PROXY" if origin.tls else "HTTP_PROXY"
     try:
@@ -51,13 +56,50 @@ def by_way_of(origin: Origin) -> ByWay | None:
     return ByWay(parts.hostname, port or 80, authorization)
 
 
+def _names(entry: str, origin: Origin) -> bool:
+    """Whether an entry of NO_PROXY names a host: `*`, an address, a network, or a domain, the last two with a port.
+
+    `example.com` means that domain and all below it, `.example.com` and `*.example.com` those below it only.
+    """
+    entry = entry.strip()
+    if entry == "*":
+        return True
+    host = _address(origin.host)
+    if host is not None and "/" in entry:
+        with contextlib.suppress(ValueError):
+            return host in ipaddress.ip_network(entry, strict=False)
+        return False
+    name, port = (entry, "") if _address(entry) is not None else _without_port(entry)
+    if not name or port not in ("", str(origin.port)):
+        return False
+    if (address := _address(name.strip("[]"))) is not None:
+        return address == host
+    domain = name.removeprefix("*")
+    return host is None and _is_in(origin.host.lower(), domain)
+
+
+def _is_in(host: str, domain: str) -> bool:
+    return host == domain or host.endswith(f".{domain.removeprefix('.')}")
+
+
+def _without_port(entry: str) -> tuple[str, str]:
+    name, colon, port = entry.rpartition(":")
+    return (name, port) if colon and port.isdigit() else (entry, "")
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return address is not None and address.is_loopback
 
 
 Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
@@ -73,6 +115,7 @@ async def tunnelled(
     try:
         await request.ask(by_way.authorization)
         protocol = make()
+        protocol.connection_made(transport)  # it hears of the end of a handshake that fails
         secure = await loop.start_tls(
             transport, protocol, tls, server_hostname=origin.host, ssl_handshake_timeout=handshake_s
         )
@@ -101,9 +144,11 @@ class _Connect(asyncio.Protocol):
             lines.append(f"Proxy-Authorization: {authorization}")
         self._transport.write("\r\n".join((*lines, "", "")).encode())
         await self._answered
-        status_line = self._answer.partition(b"\r\n")[0].decode("latin-1")
-        if status_line.split(" ")[1:2] != ["200"]:
-            raise UpstreamError(f'the proxy opens no tunnel to {self._where}: it answers "{status_line}"')
+        status_line = self._answer.partition(b"\r\n")[0][:SHOWN_BYTES]
+        if _CONNECTED.match(status_line) is None or b"\r\n\r\n" not in self._answer:
+            raise UpstreamError(
+                f"the proxy opens no tunnel to {self._where}: it answers {status_line.decode('latin-1')!r}"
+            )
 
     def data_received(self, data: bytes) -> None:
         self._answer += data

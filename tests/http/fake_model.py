@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 from standins import Engine, House, house, model
 
-from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.schema import ModelConfig, Peer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -78,8 +83,8 @@ class FakeModel:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -196,12 +201,17 @@ class LeasingEngine(Engine):
 
 @asynccontextmanager
 async def house_of(
-    answer: Answer, config: dict[str, Any] | None = None, limit_s: float = 20, **settings: Any
+    answer: Answer,
+    config: dict[str, Any] | None = None,
+    limit_s: float = 20,
+    others: Sequence[ModelConfig] = (),
+    **settings: Any,
 ) -> AsyncIterator[tuple[House, FakeModel]]:
-    """A front end with one model, `m`."""
+    """A front end with a model that runs, `m`, and perhaps others of the same server, by `proxy` "" in their config."""
     server = FakeModel(answer)
     await server.start()
-    engine = LeasingEngine(model("m", **({"proxy": server.url} | settings)), **(config or {}))
+    others = [each if each.proxy else each.having(proxy=server.url) for each in others]
+    engine = LeasingEngine(model("m", **({"proxy": server.url} | settings)), *others, **(config or {}))
     try:
         async with house(engine, limit_s) as it:
             yield it, server
@@ -212,6 +222,37 @@ async def house_of(
             assert len(it.observer.inflight) == 0
     finally:
         await server.close()
+
+
+@asynccontextmanager
+async def peered(
+    answer: Answer,
+    models: Sequence[str] = ("far", "author/far"),
+    config: dict[str, Any] | None = None,
+    proxy: str = "{url}/api/",
+    **settings: Any,
+) -> AsyncIterator[tuple[House, FakeModel]]:
+    """A front end with a model of its own, `m`, and a peer, `p`, which is the server that is yielded."""
+    server = FakeModel(answer)
+    await server.start()
+    peer = Peer(id="p", proxy=proxy.format(url=server.url), models=tuple(models), **settings)
+    try:
+        async with house_of(fixed(OK), {"peers": {"p": peer}} | (config or {})) as (it, _):
+            yield it, server
+    finally:
+        await server.close()
+
+
+def make_certificate(directory: Path, *names: str) -> ssl.SSLContext:
+    """Make a certificate for these hosts, `cert` in the directory; return what a server of theirs needs."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    kind = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -keyout key -out cert"
+    subprocess.run([*kind.split(), "-addext", f"subjectAltName={','.join(names)}"], cwd=directory, check=True,
+                   capture_output=True)  # fmt: skip
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(directory / "cert", directory / "key")
+    return tls
 
 
 def chat(

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +105,7 @@ class RememberingActivity(Activity):
         self.finished: list[Finished] = []
 
     def add(self, finished: Finished) -> None:
-        self.finished.append(finished)
+        self.finished.append(copy(finished))
         super().add(finished)
 
 
