@@ -33,6 +33,7 @@ from llamaswapd.http.wire import (
 NO_LIMIT_S = 1e9  # where asyncio would take None for a default of its own
 LONGEST_KEEPALIVE_S = 32767  # tcp(7) takes no more
 IDLE_CONNECTIONS = 512  # kept per origin
+CLOSE_WITHIN_S = 10.0  # how long a server may take to read the end of what it was sent
 RELIEVE_AFTER_S = 0.1  # how long an answer may be awaited before idle connections are given up for it
 
 
@@ -104,8 +105,8 @@ class Upstream(Link):
     """
 
     __slots__ = (
-        "_excess", "_framing", "_head", "_is_paused", "_keeps_alive", "_received", "_request_sent", "_sink",
-        "_to_head_request", "_unframe", "_upgrades", "awaiting_since", "idle_since", "is_used", "pool",
+        "_excess", "_framing", "_head", "_is_paused", "_keeps_alive", "_received", "_sink",
+        "_to_head_request", "_unframe", "_upgrades", "awaiting_since", "idle_since", "is_used", "pool", "request_sent",
     )  # fmt: skip
 
     def __init__(self, pool: OriginPool) -> None:
@@ -123,7 +124,7 @@ class Upstream(Link):
         self._keeps_alive = False  # the answer at hand says so
         self._framing: Framing | None = None
         self._to_head_request = False
-        self._request_sent = False
+        self.request_sent = False
         self._received = False
 
     def __repr__(self) -> str:
@@ -145,7 +146,7 @@ class Upstream(Link):
         self._upgrades = upgrades
         self._framing = None
         self._to_head_request = is_head
-        self._request_sent = complete
+        self.request_sent = complete
         self._received = False
         pool = self.pool
         self.awaiting_since = pool.loop.time()
@@ -154,12 +155,21 @@ class Upstream(Link):
         self.write(data)
 
     def end_request(self) -> None:
-        self._request_sent = True
+        """All of the request has been written: from now on the server is waited for, and not the client."""
+        self.request_sent = True
+        if self.awaiting_since is not None:
+            self.awaiting_since = self.pool.loop.time()
 
     def abort(self) -> None:
         """Give the exchange up: the sink hears nothing more, the server sees its connection end."""
         self._sink = self.awaiting_since = None
         self.transport.abort()
+
+    def close(self) -> None:
+        """The same, but what has been written is sent, if the server takes it."""
+        self._sink = self.awaiting_since = None
+        self.transport.close()
+        self.pool.loop.call_later(CLOSE_WITHIN_S, self.transport.abort)
 
     def pause_writing(self) -> None:
         if self._sink is not None:
@@ -281,7 +291,7 @@ class Upstream(Link):
         self._sink = self._framing = None
         if sink is None:  # the client left while it was told the last bytes
             return
-        if self._request_sent and self._keeps_alive and not self._excess and not self.transport.is_closing():
+        if self.request_sent and self._keeps_alive and not self._excess and not self.transport.is_closing():
             self.is_used = True
             self.resume_reading()
             self.pool.keep(self)
@@ -423,7 +433,7 @@ class OriginPool:
         if waited_s and max(waited_s.values()) >= RELIEVE_AFTER_S:
             self._close_all_idle()
         for upstream, seconds in waited_s.items():
-            if limit_s and seconds >= limit_s:
+            if limit_s and seconds >= limit_s and upstream.request_sent:
                 upstream.fail(UpstreamError(f"{self.origin} did not begin to answer within {limit_s} s"))
         if waited_s:
             self.relieve_later()
