@@ -269,6 +269,21 @@ async def test_a_full_disk_holds_up_nothing_and_rows_are_written_later(
         await until(lambda: len(in_file(path)) == 501)  # the limit goes with the connection
 
 
+async def test_a_file_that_could_not_be_written_is_tried_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_AFTER_S", 0.0)
+    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.0)
+    path = tmp_path / "a.db"
+    async with opened(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            add(store, 2)
+            await until(lambda: bool(store._file.trouble))
+            other.execute("ROLLBACK")
+        await until(lambda: in_file(path) == [1, 2])
+
+
 async def test_what_waits_for_a_broken_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAITING_ROWS", 20)
     path = tmp_path / "a.db"
