@@ -178,14 +178,17 @@ def _expanded_model(id_: str, model: Map, scope: Scope, report: Report) -> Map:
 def _with_keys_substituted(by_id: Map, scope: Scope, path: Path, report: Report) -> Map:
     """Expand the keys of `setParamsByID`, the only keys in which macros count."""
     items: dict[str, Node] = {}
+    written: dict[str, str] = {}
     for key, node in by_id.items.items():
         new_key = key
         for name, value in reversed(scope.items()):
             new_key = new_key.replace(f"${{{name}}}", value.text)
         if new_key in items:
             where = f"model {path[1]} filters.setParamsByID"
-            report.error((*path, key), f'{where}: keys "{key}" and "{new_key}" resolve to the same value')
+            both = f'keys "{written[new_key]}" and "{key}" resolve to the same value'
+            report.error((*path, key), f'{where}: {both}, "{new_key}"')
         items[new_key] = node
+        written.setdefault(new_key, key)
     return replace(by_id, items=items)
 
 

@@ -307,7 +307,7 @@ def test_macros_in_comment_lines_of_commands_neither_expand_nor_fail(load_text: 
 def test_keys_of_set_params_by_id_may_not_become_the_same(complaints: Complain) -> None:
     source = "macros: {x: b}\nmodels: {m: {cmd: x, proxy: http://h, filters: {setParamsByID: {b: {}, '${x}': {}}}}}"
     (found,) = complaints(source)
-    assert 'model m filters.setParamsByID: keys "${x}" and "b" resolve to the same value' in found
+    assert 'model m filters.setParamsByID: keys "b" and "${x}" resolve to the same value' in found
 
 
 def test_an_error_in_one_model_does_not_hide_those_of_others(complaints: Complain) -> None:
