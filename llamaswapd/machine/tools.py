@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Iterable
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +42,17 @@ class Tool:
         path = self.find()
         if path is None or (self._stuck is not None and self._stuck.returncode is None):
             return ""
-        devnull = asyncio.subprocess.DEVNULL
+        # A start that is cancelled half-way leaves a process that nobody knows, at least with uvloop.
+        started = asyncio.create_task(start(path, args), name=f"start of {self.name}")
         try:
-            process = await asyncio.create_subprocess_exec(
-                path, *args, stdin=devnull, stdout=asyncio.subprocess.PIPE, stderr=devnull,
-                env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
-            )  # fmt: skip
+            process = await asyncio.shield(started)
         except OSError as error:
             log.debug("cannot run %s: %s", path, error)
             return ""
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await self._kill(await started)
+            raise
         try:
             async with asyncio.timeout(within_s):
                 printed, _ = await process.communicate()
@@ -70,3 +73,12 @@ class Tool:
             self._stuck = process
             reaped.cancel()
             await asyncio.wait((reaped,))
+
+
+async def start(path: str, args: Iterable[str]) -> asyncio.subprocess.Process:
+    """Start a program in a session of its own, to read what it prints."""
+    devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    env = {**os.environ, "LC_ALL": "C"}
+    return await asyncio.create_subprocess_exec(
+        path, *args, stdin=devnull, stdout=pipe, stderr=devnull, env=env, start_new_session=True
+    )

@@ -50,6 +50,19 @@ async def test_a_tool_is_killed_when_nobody_waits_for_it_any_more(tmp_path: Path
     assert await asyncio.to_thread(is_gone, pid)
 
 
+async def test_a_tool_is_killed_when_nobody_waits_for_it_before_it_has_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    ask = Tool("ask", tool(tmp_path, "ask", f"echo $$ >> {pids}; sleep 600"))
+    for turns in range(12):
+        asked = asyncio.create_task(ask.output(within_s=60))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait((asked,))
+    for pid in map(int, pids.read_text().split() if pids.exists() else ()):
+        assert await asyncio.to_thread(is_gone, pid)
+
+
 async def test_while_a_run_cannot_be_killed_no_other_is_started(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     hanging = Tool("ask", tool(tmp_path, "ask", f"echo start >> {starts}"))
