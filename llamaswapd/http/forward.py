@@ -37,6 +37,7 @@ def request_head(
     api_keys: tuple[str, ...] = (),
     peer: Peer | None = None,
     is_recorded: bool = False,
+    is_plain: bool = False,
     upgrade: str = "",
     authorization: str = "",
 ) -> bytes:
@@ -44,12 +45,14 @@ def request_head(
 
     `target`: path and query. `length`: bytes of the body, None for one sent in chunks. `host`: the server's, told to a
     peer, and where the client tells none. Headers that carry one of `api_keys` are left out: they are ours, not the
-    model's. `is_recorded`: its answer must be readable for us. `upgrade`: the protocol that the client wants to go on
-    in. `authorization`: for the proxy on the way to the server.
+    model's. `is_recorded`: its answer must be readable for us. `is_plain`: it must not be compressed. `upgrade`: the
+    protocol that the client wants to go on in. `authorization`: for the proxy on the way to the server.
     """
     fields = [(name.lower(), value, name + b": " + value) for name, value in request.raw_headers]
     if peer is not None:
         fields = list(_to_peer(fields, peer))
+    if is_plain:
+        fields = [field for field in fields if field[0] != b"accept-encoding"]
     kept, forwarded_for = forwarded(fields, _listed(request), api_keys, is_recorded=is_recorded)
     lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape")]
     if peer is not None or not any(name == b"host" for name, _, _ in fields):  # HTTP/1.0 may have none

@@ -1,9 +1,12 @@
 """What is kept of the bodies that go by, for the activity: all of a short one, of a long one its beginning and end.
 
-All requests in flight share one budget, so that a thousand long streams do not hold a thousand long answers.
+All requests in flight share one budget, so that a thousand long streams do not hold a thousand long answers. Beyond it
+each may still have the beginning and end of its own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 HEAD_BYTES = 4 * 1024  # of a long answer: where Anthropic's say how many tokens came in
 TAIL_BYTES = 16 * 1024  # and where all others do
@@ -54,17 +57,20 @@ class Kept:
             return
         if self.size <= HEAD_BYTES + TAIL_BYTES:
             return
-        head, head_bytes = _taken(self.pieces, HEAD_BYTES)
-        tail, tail_bytes = _taken(self.pieces[head:][::-1], TAIL_BYTES)
-        self.pieces = self.pieces[:head] + self.pieces[len(self.pieces) - tail :]
-        self._budget.held -= self.size - head_bytes - tail_bytes
-        self.size = head_bytes + tail_bytes
+        self._budget.held -= self.size - HEAD_BYTES - TAIL_BYTES
+        self.pieces = [_first(self.pieces, HEAD_BYTES), _last(self.pieces, TAIL_BYTES)]
+        self.size = HEAD_BYTES + TAIL_BYTES
         self.is_cut = True
         self._limit = self.size + TAIL_BYTES
 
+    def start_over(self) -> None:
+        """Forget what came; the same body comes again."""
+        self.release()
+        self.pieces, self.size, self.is_cut, self._limit = [], 0, False, self._budget.limit
+
     def drop(self) -> None:
         """Keep nothing."""
-        self._budget.held -= self.size
+        self.release()
         self.pieces, self.size, self.is_cut, self._limit = [], 0, True, -1
 
     def release(self) -> None:
@@ -72,11 +78,23 @@ class Kept:
         self._budget.held -= self.size
 
 
-def _taken(pieces: list[bytes], wanted: int) -> tuple[int, int]:
-    """Return how many of the pieces, from the first, make that many bytes, and how many bytes they are."""
-    size = 0
-    for count, piece in enumerate(pieces):
-        if size >= wanted:
-            return count, size
-        size += len(piece)
-    return len(pieces), size
+def _first(pieces: Iterable[bytes], wanted: int) -> bytes:
+    """Return that many bytes from the beginning."""
+    taken = []
+    for piece in pieces:
+        if wanted <= 0:
+            break
+        taken.append(piece[:wanted])
+        wanted -= len(piece)
+    return b"".join(taken)
+
+
+def _last(pieces: Sequence[bytes], wanted: int) -> bytes:
+    """Return that many bytes from the end."""
+    taken = []
+    for piece in reversed(pieces):
+        if wanted <= 0:
+            break
+        taken.append(piece[max(len(piece) - wanted, 0) :])
+        wanted -= len(piece)
+    return b"".join(reversed(taken))

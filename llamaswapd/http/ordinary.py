@@ -54,8 +54,10 @@ class Awaited(Relay):
         """
         over = self._over = asyncio.get_running_loop().create_future()
         whole = body.is_complete and body.is_in_memory and body.size <= WRITE_AT_ONCE
-        if self.request_kept is not None and body.is_complete and body.is_in_memory and not self.request_kept.size:
-            self.request_kept.add(body.in_memory())
+        if self.request_kept is not None:
+            self.request_kept.start_over()  # it may have been sent to a connection that was closed
+        if whole:
+            self._keep(body.in_memory())
         try:
             self.begin(upstream, head + body.in_memory() if whole else head, complete=whole, upgrades=upgrades)
             error = await (over if whole else self._upload(upstream, body, over))
@@ -121,6 +123,18 @@ class Awaited(Relay):
             if len(self._behind) > BEHIND_LIMIT:
                 self.connection.pause_reading()
 
+    def end(self) -> None:
+        upstream = self._upstream
+        if upstream is not None and self.status == SWITCHING_PROTOCOLS:  # what the client has sent last counts too
+            self._upstream = None
+            upstream.close()
+        super().end()
+
+    def _keep(self, piece: bytes) -> None:
+        kept = self.request_kept
+        if kept is not None and not kept.is_cut:
+            kept.add(piece)
+
     async def _upload(
         self, upstream: Upstream, body: Body, over: asyncio.Future[UpstreamError | None]
     ) -> UpstreamError | None:
@@ -140,6 +154,7 @@ class Awaited(Relay):
     async def _send_body(self, upstream: Upstream, body: Body) -> None:
         in_chunks = not body.is_complete and body.length is None
         async for piece in body.stream():
+            self._keep(piece)
             upstream.write(chunk(piece) if in_chunks else piece)
             await self._writable.wait()
         if in_chunks:

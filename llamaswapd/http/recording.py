@@ -10,6 +10,7 @@ from typing import Protocol
 from llamaswapd.activity.record import Finished, Pairs
 from llamaswapd.config.schema import Config, ModelConfig, PeerModel
 from llamaswapd.errors import Error
+from llamaswapd.http.answers import error_body
 from llamaswapd.http.kept import Budget, Kept
 from llamaswapd.http.relay import Relay
 
@@ -60,22 +61,14 @@ class Recorder:
         finished.heads_bytes = relay.heads_bytes
         finished.request_headers = relay.headers.items
         finished.is_chunked = relay.is_in_chunks
-        lease = relay.lease
-        if lease is not None:
-            finished.granted = (lease.granted_at or relay.began) if lease.is_granted else 0.0
-            finished.load_began = lease.load_began
-        else:  # a peer's
-            finished.granted = relay.began
-            finished.load_began = 0.0
+        finished.granted, finished.load_began = _waited(relay)
         error = error or relay.failure
         finished.error = str(error) if error is not None else ""
+        finished.content_type, finished.content_encoding = _content(relay, error)
+        finished.response_headers = _no_headers
         if relay.answer is not None:
             shape, digits = relay.answer
-            finished.content_type, finished.content_encoding = shape.content_type, shape.content_encoding
             finished.response_headers = partial(shape.pairs, digits)
-        else:
-            finished.content_type, finished.content_encoding = "application/json" if error is not None else "", ""
-            finished.response_headers = _no_headers
         answer, request = relay.answer_kept, relay.request_kept
         finished.response, finished.is_cut = (), False
         if answer is not None:
@@ -103,8 +96,26 @@ def about_request(config: Config, target: ModelConfig | PeerModel, selector: str
     return about | ({"selector": selector} if selector else {})
 
 
+def _waited(relay: Relay) -> tuple[float, float]:
+    """Return when the model was ready for the request, and when the load began that it waited for; 0.0 for never."""
+    lease = relay.lease
+    if lease is None:  # nobody waits for a peer
+        return (relay.began if relay.to_peer else 0.0), 0.0
+    return (lease.granted_at or relay.began) if lease.is_granted else 0.0, lease.load_began
+
+
+def _content(relay: Relay, error: Error | None) -> tuple[str, str]:
+    """Return type and encoding of what the client was sent, "" for what it was not."""
+    if relay.has_own_stream:
+        return "text/event-stream", ""
+    if relay.answer is not None:
+        return relay.answer[0].content_type, relay.answer[0].content_encoding
+    return (error_body(error, relay.headers.get("Accept", ""))[0] if error is not None else ""), ""
+
+
 def _joined(kept: Kept) -> bytes | None:
-    if kept.is_cut:
+    """Return the request's body, None if it was not sent or is not kept."""
+    if kept.is_cut or not kept.pieces:
         return None
     return kept.pieces[0] if len(kept.pieces) == 1 else b"".join(kept.pieces)
 

@@ -53,6 +53,8 @@ class Relay(InflightEntry):
         "connection", "failure", "first_byte", "keep_alive", "lease", "request_kept", "sent_path",
     )  # fmt: skip
 
+    to_peer = False  # its answer comes from another machine's models
+
     connection: Connection
     keep_alive: bool
     sent_path: str  # the path that the model's server sees
@@ -73,6 +75,11 @@ class Relay(InflightEntry):
     def has_begun(self) -> bool:
         """Whether the client has been sent some of the answer."""
         return self.status != 0
+
+    @property
+    def has_own_stream(self) -> bool:
+        """Whether the client has been sent the head of a stream of ours in place of the answer's."""
+        return self._has_own_stream
 
     @property
     def is_in_chunks(self) -> bool:
