@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from aiohttp import web
 
@@ -23,7 +23,7 @@ from llamaswapd.core.filters import Edit, edit_for
 from llamaswapd.core.lifecycle import State
 from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader
 from llamaswapd.engine import Engine, Resolved
-from llamaswapd.errors import Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
+from llamaswapd.errors import Cancelled, Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
 from llamaswapd.http.body import Body
 from llamaswapd.http.failure import explained
@@ -33,7 +33,7 @@ from llamaswapd.http.ordinary import Awaited, Relayed
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.server import cancelled_if_gone
 from llamaswapd.http.traffic import CLIENT_LEFT
-from llamaswapd.http.upgrade import passed_on, wanted_protocol
+from llamaswapd.http.upgrade import offers_websocket, passed_on, wanted_protocol
 from llamaswapd.http.upstream import Pool, Stale
 from llamaswapd.observe import Inflight
 
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 LOADING_PATH = "/v1/chat/completions"  # the only clients that show reasoning
 INLINE_EDIT_LIMIT = 256 * 1024  # bytes of JSON; editing more would hold up every stream for milliseconds
 COMFYUI_PATH = "/comfyui/"
+COMFYUI_SAFE = "/%:@!$&'()*+,;=~-._"  # what may stand in a path as it is
 
 
 class Proxy:
@@ -57,24 +58,27 @@ class Proxy:
 
     async def model_request(self, request: web.Request) -> web.StreamResponse:
         """Answer a request that names its model in body or query."""
+        target = target_of(request)
+        path, _, query = target.partition("?")
+        relay = Awaited(request, path, routing.forwarded_path(path))
         with contextlib.ExitStack() as stack:
             stack.enter_context(cancelled_if_gone(request))
             body = stack.enter_context(Body(request))
-            target = target_of(request)
-            path, _, query = target.partition("?")
             reader = routing.reader(request.method, request.headers.get("Content-Type", ""), query)
             name = await _find_name(reader, body)
-            relay = Awaited(request, path, routing.forwarded_path(path))
             resolved = self._resolved(relay, name)
             stack.callback(resolved.release)
             to = resolved.target
-            stack.enter_context(self._attended(relay, to, resolved.selector))
+            if _is_ignored(request, to):
+                resolved.release()
+            else:
+                stack.enter_context(self._attended(relay, to, resolved.selector))
             await _rewrite(body, reader, edit_for(to, name, resolved.name))
             if isinstance(to, PeerModel):
                 await self._forward(request, relay, to, body, routing.forwarded_path(target))
             else:
                 await self._forward_when_ready(request, relay, to, body, target, reader)
-            return Relayed(relay)
+        return Relayed(relay)
 
     async def upstream_request(self, request: web.Request) -> web.StreamResponse:
         """Answer `/upstream/{model}/{path}`: any request, passed on as it is to the model in its path."""
@@ -82,7 +86,7 @@ class Proxy:
         target, rest = routing.split_upstream(self._engine.config, path, self._engine.naming.pins())
         if rest is None:
             return _to_folder(request, path, mark + query)
-        if isinstance(target, ModelConfig) and self._is_ignored(rest) and not self._is_ready(target):
+        if isinstance(target, ModelConfig) and self._is_asset(rest) and not self._is_ready(target):
             raise Conflict(f"model {target.id} is not loaded; path matches upstream.ignorePaths")
         is_model_route = (request.method, rest) in routing.MODEL_ROUTES
         return await self._pass_on(request, target, rest, mark + query, is_attended=is_model_route)
@@ -93,6 +97,8 @@ class Proxy:
         model = self._engine.config.models.get(COMFYUI_ID)
         if model is None:
             raise NotFound(f"local model {COMFYUI_ID} not found")
+        if not path.startswith(COMFYUI_PATH.rstrip("/")):  # the name itself is escaped
+            path = quote(unquote(path), COMFYUI_SAFE)
         if path == COMFYUI_PATH.rstrip("/"):
             return _to_folder(request, path, mark + query)
         if path != COMFYUI_PATH and not self._is_ready(model):
@@ -105,17 +111,17 @@ class Proxy:
         self, request: web.Request, target: ModelConfig | PeerModel, path: str, query: str, *, is_attended: bool
     ) -> web.StreamResponse:
         """Pass a request on as it is, under another path."""
+        relay = Awaited(request, path, path)
         with contextlib.ExitStack() as stack:
             stack.enter_context(cancelled_if_gone(request))
             body = stack.enter_context(Body(request))
-            relay = Awaited(request, path, path)
-            if is_attended:
+            if is_attended and not _is_ignored(request, target):
                 stack.enter_context(self._attended(relay, target, None))
             if isinstance(target, PeerModel):
                 await self._forward(request, relay, target, body, path + query)
             else:
                 await self._forward_when_ready(request, relay, target, body, path + query, None)
-            return Relayed(relay)
+        return Relayed(relay)
 
     async def _forward_when_ready(
         self,
@@ -127,10 +133,9 @@ class Proxy:
         reader: ModelReader | None,
     ) -> None:
         """Wait until the model is ready and forward; `reader` still reads the body, if anybody has to."""
-        if model.ignores_websockets and wanted_protocol(request).lower() == "websocket":
+        if _is_ignored(request, model):
             if not self._is_ready(model):
                 raise Conflict(f"model {model.id} is not loaded; ignored websocket requests cannot start it")
-            relay.show_no_more()
             await self._forward(request, relay, model, body, target)
             return
         with self._engine.lease(model.id) as lease:
@@ -155,7 +160,7 @@ class Proxy:
     def _is_ready(self, model: ModelConfig) -> bool:
         return self._engine.status(model.id).state is State.READY
 
-    def _is_ignored(self, rest: str) -> bool:
+    def _is_asset(self, rest: str) -> bool:
         path = unquote(rest)
         return any(_pattern(each).search(path) for each in self._engine.config.upstream.ignore_paths)
 
@@ -170,6 +175,7 @@ class Proxy:
         if target is not None:
             relay.model_id = target.id
             relay.about = about_request(self._engine.config, target, selector)
+            relay.to_peer = isinstance(target, PeerModel)
         is_recorded = relay.method == "POST"
         if is_recorded:
             self._recorder.begin(relay)
@@ -178,6 +184,11 @@ class Proxy:
         try:
             with relay.cancellable():
                 yield
+        except Cancelled as error:
+            failure = error
+            if not relay.has_begun:
+                raise
+            relay.break_off(error)
         except Error as error:
             failure = error
             raise
@@ -242,6 +253,7 @@ class Proxy:
             api_keys=self._engine.config.api_keys,
             peer=peer,
             is_recorded=relay.answer_kept is not None,
+            is_plain=relay.has_own_stream,
             upgrade=upgrade,
             authorization=pool.authorization,
         )
@@ -255,6 +267,11 @@ class Proxy:
                 except Stale:
                     pass
             await relay.exchange(await pool.connect(), head, body, upgrades=bool(upgrade))
+
+
+def _is_ignored(request: web.Request, target: ModelConfig | PeerModel) -> bool:
+    """Whether a request is a websocket that passes its model by: it takes no slot, starts nothing and is not shown."""
+    return isinstance(target, ModelConfig) and target.ignores_websockets and offers_websocket(request)
 
 
 @lru_cache(maxsize=128)
