@@ -421,7 +421,7 @@ class Engine:
             self._changed()
 
     async def preload(self, names: Iterable[str]) -> None:
-        """Load models one after the other; a failure is logged and the next one follows."""
+        """Load models one after the other, each by a GET `/`; a failure is logged and the next one follows."""
         for name in names:
             model = self.config.resolve(name)
             if model is None:
@@ -430,6 +430,7 @@ class Engine:
             try:
                 with self.lease(model.id) as lease:
                     await lease.granted()
+                    await readiness.greet(lease.model)
             except Error as error:
                 log.error("preloading model %s failed: %s", model.id, error)
 

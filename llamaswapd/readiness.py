@@ -33,6 +33,9 @@ LONGEST_PAUSE_S = 0.030
 FIRST_PROBE_LIMIT_S = 1.0
 LONGEST_PROBE_LIMIT_S = 16.0
 
+# How long the answer to a greeting may take; whatever it does to the server goes on.
+GREETING_LIMIT_S = 60.0
+
 LOG_LINES_SHOWN = 10
 
 
@@ -79,7 +82,11 @@ def endpoint(model: ModelConfig) -> Endpoint | None:
     """
     if model.check_endpoint.strip().lower() == "none":
         return None
-    proxy, check = urlsplit(model.proxy), urlsplit(model.check_endpoint.strip())
+    return _below_proxy(model, model.check_endpoint.strip())
+
+
+def _below_proxy(model: ModelConfig, target: str) -> Endpoint:
+    proxy, check = urlsplit(model.proxy), urlsplit(target)
     path = proxy.path.rstrip("/") + "/" + check.path.lstrip("/")
     return Endpoint(
         proxy.hostname or "localhost",
@@ -101,6 +108,18 @@ async def wait_until_ready(model: ModelConfig, unit: Starting) -> None:
     except TimeoutError:
         lines = await unit.last_lines(LOG_LINES_SHOWN)
         raise StartError(f"health check timed out after {go_duration(model.health_check_timeout)}", lines) from None
+
+
+async def greet(model: ModelConfig) -> None:
+    """Send a ready model the GET `/` by which llama-swap preloads; some servers load more at their first request.
+
+    Returns once it is answered, however, or not in time.
+    """
+    where = _below_proxy(model, "/")
+    tls = ssl.create_default_context() if where.tls else None
+    with contextlib.suppress(TimeoutError, StartError):
+        async with asyncio.timeout(GREETING_LIMIT_S):
+            await _probe(where, await _resolve(where), tls)
 
 
 async def _unless_ended(unit: Starting, ready: Awaitable[None]) -> None:

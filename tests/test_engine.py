@@ -126,7 +126,8 @@ class Backend:
 
 def model(model_id: str, **settings: Any) -> ModelConfig:
     """A model that is ready once it has been started."""
-    return ModelConfig(**{"id": model_id, "check_endpoint": "none", "ttl": 0, "unload_timeout": GRACE_S} | settings)
+    defaults = {"id": model_id, "proxy": "http://127.0.0.1:9", "check_endpoint": "none", "ttl": 0}
+    return ModelConfig(**defaults | {"unload_timeout": GRACE_S} | settings)
 
 
 def slow(model_id: str, **settings: Any) -> ModelConfig:

@@ -15,7 +15,7 @@ import pytest
 from llamaswapd import readiness
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import StartError, UnitResult
-from llamaswapd.readiness import endpoint, go_duration, wait_until_ready
+from llamaswapd.readiness import endpoint, go_duration, greet, wait_until_ready
 
 FOREVER_S = 3600
 
@@ -222,6 +222,28 @@ async def test_a_server_without_tls_is_not_ready_under_https() -> None:
     async with serving(OK) as server:
         with pytest.raises(StartError, match="timed out after 1s"):
             await ready(model(proxy=f"https://127.0.0.1:{server.port}", health_check_timeout=1), Unit())
+
+
+# ---- greeting
+
+
+@pytest.mark.parametrize("answer", [OK, status(404), b"nonsense"])
+async def test_a_greeting_is_a_get_of_the_root_below_the_proxy_whatever_the_answer(answer: bytes) -> None:
+    async with serving(answer) as server:
+        await greet(model(proxy=f"http://127.0.0.1:{server.port}/base"))
+    assert server.heads[0].startswith("GET /base/ HTTP/1.1\r\n")
+
+
+async def test_a_greeting_that_is_not_answered_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "GREETING_LIMIT_S", 0.05)
+    async with serving(HANG) as server:
+        await greet(model(server.port))
+        await server.left.wait()
+
+
+async def test_nobody_need_be_there_for_a_greeting() -> None:
+    await greet(model(port=1))
+    await greet(model(proxy="http://no..where:1"))
 
 
 # ---- bounds
