@@ -245,8 +245,9 @@ class Events:
 
     def until(self, wanted: Callable[[str, Any], object]) -> Any:
         """Read on to the first event that is wanted, given type and payload; return its payload."""
+        deadline = time.monotonic() + WAIT_S
         while not wanted(*(event := self.next())):
-            pass
+            assert time.monotonic() < deadline, f"the last event was {event}"
         return event[1]
 
     def until_states(self, **states: str) -> None:
