@@ -147,7 +147,8 @@ def _tokens(text: str) -> Iterator[_Token]:
         else:
             found = _identifier(text, position)
             if not found:
-                raise MatrixError(f"tokenize: unexpected character {char!r} at position {position}")
+                quoted = "'\\''" if char == "'" else repr(char)  # as Go's %q
+                raise MatrixError(f"tokenize: unexpected character {quoted} at position {position}")
             position += len(found)
             yield Name(found)
     yield _END

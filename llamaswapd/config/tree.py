@@ -45,7 +45,7 @@ class Scalar:
     @property
     def integer(self) -> int | None:
         """The whole number that this is where one is wanted, None if it is none; a fraction is dropped."""
-        if self.kind in ("int", "float") and isinstance(self.value, int | float) and abs(self.value) < 2**63:
+        if self.kind in ("int", "float") and isinstance(self.value, int | float) and -(2**63) <= self.value < 2**63:
             return int(self.value)
         return None
 

@@ -33,7 +33,8 @@ def test_words_that_mean_false(load_text: Load, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "number"), [("30", 30), ("30.0", 30), ("30.5", 30), ("0x10", 16), ("1_000", 1000), ("1e2", 100)]
+    ("written", "number"),
+    [("30", 30), ("30.0", 30), ("30.5", 30), ("0x10", 16), ("1e18", 10**18), ("1_000", 1000), ("1e2", 100)],
 )
 def test_whole_numbers(load_text: Load, written: str, number: int) -> None:
     assert load_text(f"globalTTL: {written}").config.global_ttl == number

@@ -45,6 +45,7 @@ def test_expressions(text: str, expression: Expression) -> None:
         (" \n", "empty DSL expression"),
         ("a @ b", "tokenize: unexpected character '@' at position 2"),
         ("  a/b", "tokenize: unexpected character '/' at position 1"),
+        ("a'", "tokenize: unexpected character '\\'' at position 1"),
         ("a²", "tokenize: unexpected character '²' at position 1"),
         ("a & +", "tokenize: expected set name after '+' at position 5"),
         ("+ a", "tokenize: expected set name after '+' at position 1"),

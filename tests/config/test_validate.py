@@ -96,6 +96,7 @@ def test_no_secret_is_repeated(complaints: Complain) -> None:
                 ("http://", '"http://" names no host'),
                 ("http:///path", '"http:///path" names no host'),
                 ("http://a b/", '"http://a b/" names no host'),
+                ("http://h}/", '"http://h}/": invalid character "}" in host name'),
                 ("http://h:port", '"http://h:port": '),
                 ("http://h:70000", '"http://h:70000": '),
                 ("http://[::1", '"http://[::1": '),

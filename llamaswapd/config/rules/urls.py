@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BAD_IN_HOST = re.compile(r"[{}|\\^`]")  # those that Go's net/url does not take, but for blanks
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}")
 
 
@@ -16,6 +17,8 @@ def base_url_problem(url: str, example: str) -> str | None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         return f'"{url}" does not start with http:// or https://; write one such as {example}'
+    if bad := _BAD_IN_HOST.search(parts.netloc):
+        return f'"{url}": invalid character "{bad[0]}" in host name'
     if not parts.hostname or " " in parts.netloc:
         return f'"{url}" names no host; write one such as {example}'
     return None
