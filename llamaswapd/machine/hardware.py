@@ -82,14 +82,13 @@ class Hardware:
 
     async def _take(self) -> Facts:
         at = datetime.now(UTC)
-        virtualization, nvidia, amd, sysfs = await asyncio.gather(
-            self._detect_virt.output(within_s=WITHIN_S),
-            self._nvidia_accelerators(),
-            self._amd_accelerators(),
-            asyncio.to_thread(sysfs_accelerators, self._root),
-        )
-        accelerators = merge(nvidia, amd, sysfs)
-        return await asyncio.to_thread(snapshot, self._root, os.uname(), virtualization, accelerators, at)
+        async with asyncio.TaskGroup() as asked:
+            virtualization = asked.create_task(self._detect_virt.output(within_s=WITHIN_S), name="systemd-detect-virt")
+            nvidia = asked.create_task(self._nvidia_accelerators(), name="nvidia-smi")
+            amd = asked.create_task(self._amd_accelerators(), name="rocm-smi")
+            sysfs = await asyncio.to_thread(sysfs_accelerators, self._root)
+        accelerators = merge(nvidia.result(), amd.result(), sysfs)
+        return await asyncio.to_thread(snapshot, self._root, os.uname(), virtualization.result(), accelerators, at)
 
     async def _nvidia_accelerators(self) -> list[Accelerator]:
         for facts in (NVIDIA_FACTS, OLD_NVIDIA_FACTS):

@@ -68,8 +68,10 @@ class Gpus:
         """Return what each GPU does now, none if nobody answers within WITHIN_S."""
         if self._lact.exists() and (found := await ask_lact(self._lact)):  # knows the GPUs of every vendor
             return numbered(found)
-        nvidia, amd = await asyncio.gather(self._nvidia_loads(), self._amd_loads())
-        return numbered((*nvidia, *amd))
+        async with asyncio.TaskGroup() as both:
+            nvidia = both.create_task(self._nvidia_loads(), name="nvidia-smi")
+            amd = both.create_task(self._amd_loads(), name="amdgpu or rocm-smi")
+        return numbered((*nvidia.result(), *amd.result()))
 
     async def _nvidia_loads(self) -> list[GpuLoad]:
         return nvidia_loads(await self._nvidia.output(*nvidia_query(NVIDIA_LOAD), within_s=WITHIN_S))

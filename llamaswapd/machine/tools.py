@@ -67,7 +67,8 @@ class Tool:
     async def _kill(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and what it has started itself: rocm-smi is a script
-        reaped = asyncio.create_task(process.wait(), name=f"end of {self.name}")
+        # Until the pipe has ended, too: it would be left open.
+        reaped = asyncio.create_task(process.communicate(), name=f"end of {self.name}")
         await asyncio.wait((reaped,), timeout=REAP_WITHIN_S)
         if not reaped.done():
             self._stuck = process
