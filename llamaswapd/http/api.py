@@ -64,7 +64,7 @@ class Api:
     async def activate_profile(self, request: web.Request) -> web.Response:
         try:
             wanted = json.loads(await request.read())
-        except ValueError:
+        except (ValueError, RecursionError):
             wanted = None
         if not isinstance(wanted, dict):
             raise RequestError("invalid profile request")

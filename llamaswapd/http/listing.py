@@ -41,10 +41,11 @@ def model_records(config: Config, statuses: Sequence[Status], pins: Mapping[str,
 def _models(status: Status, created: int, *, with_aliases: bool) -> Iterator[Record]:
     model = status.model
     aliases: Record = {"aliases": list(model.listed_aliases)} if model.listed_aliases else {}
-    facts: dict[str, Record] = {model.id: {"type": "model", **aliases}}
+    facts: dict[str, Record] = {}
     if with_aliases:
         names = (alias.strip() for alias in model.listed_aliases)
         facts.update({name: {"type": "alias", "modelID": model.id} for name in names if name})
+    facts[model.id] = {"type": "model", **aliases}  # it may be an alias of itself, to no effect
     metadata = model.metadata
     capabilities = capability_fields(model.capabilities)
     if model.capabilities != Capabilities():
