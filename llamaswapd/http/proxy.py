@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 LOADING_PATH = "/v1/chat/completions"  # the only clients that show reasoning
 INLINE_EDIT_LIMIT = 256 * 1024  # bytes of JSON; editing more would hold up every stream for milliseconds
 COMFYUI_PATH = "/comfyui/"
-COMFYUI_SAFE = "/%:@!$&'()*+,;=~-._"  # what may stand in a path as it is
 
 
 class Proxy:
@@ -97,13 +96,12 @@ class Proxy:
         model = self._engine.config.models.get(COMFYUI_ID)
         if model is None:
             raise NotFound(f"local model {COMFYUI_ID} not found")
-        if not path.startswith(COMFYUI_PATH.rstrip("/")):  # the name itself is escaped
-            path = quote(unquote(path), COMFYUI_SAFE)
-        if path == COMFYUI_PATH.rstrip("/"):
-            return _to_folder(request, path, mark + query)
-        if path != COMFYUI_PATH and not self._is_ready(model):
+        _, slash, rest = path[1:].partition("/")  # the first segment may be escaped
+        if not slash:
+            return _to_folder(request, COMFYUI_PATH.rstrip("/"), mark + query)
+        if rest and not self._is_ready(model):
             raise Conflict(f"model {COMFYUI_ID} is not loaded; only {COMFYUI_PATH} can start it")
-        return await self._pass_on(request, model, path[len(COMFYUI_PATH) - 1 :], mark + query, is_attended=False)
+        return await self._pass_on(request, model, slash + rest, mark + query, is_attended=False)
 
     # ---- what they have in common
 
