@@ -32,8 +32,8 @@ S = TypeVar("S", bound=Section)
 
 # Words that are text everywhere but where a boolean is wanted.
 BOOLEAN_WORDS = {
-    **dict.fromkeys(("y", "Y", "yes", "on"), True),
-    **dict.fromkeys(("n", "N", "no", "off"), False),
+    **dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "on", "On", "ON"), True),
+    **dict.fromkeys(("n", "N", "no", "No", "NO", "off", "Off", "OFF"), False),
 }
 
 
@@ -76,8 +76,19 @@ def known_keys(section: type[Section]) -> frozenset[str]:
     return frozenset(fields_by_key(section)) | WITHOUT_EFFECT.get(section, frozenset())
 
 
+# What keys mean that are seen in real files and that no program here knows, by their letters in lower case.
+_MEANT = {
+    **dict.fromkeys(("readytimeout", "starttimeout", "health_check_timeout"), '"healthCheckTimeout", at the top level'),
+    **dict.fromkeys(("idletimeout", "unload"), '"ttl"'),
+    **dict.fromkeys(("host", "port", "listen"), "the option -listen"),
+    "timeout": '"timeouts"',
+}
+
+
 def _nearest(key: str, known: Iterable[str]) -> str:
     """Return the known key that an unknown one may have been meant to be, in a question, or nothing."""
+    if meant := _MEANT.get(key.lower()):
+        return f"did you mean {meant}?"
     by_letters = {each.lower(): each for each in sorted(known)}
     nearest = difflib.get_close_matches(key.lower(), by_letters, n=1)
     return f'did you mean "{by_letters[nearest[0]]}"?' if nearest else ""

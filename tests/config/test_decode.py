@@ -21,12 +21,12 @@ def test_keys_are_the_camel_cased_fields() -> None:
 # ---- scalars by type -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["true", "True", "TRUE", "y", "Y", "yes", "on", '"yes"'])
+@pytest.mark.parametrize("word", ["true", "True", "TRUE", "y", "Y", "yes", "Yes", "YES", "on", "On", "ON", '"yes"'])
 def test_words_that_mean_true(load_text: Load, word: str) -> None:
     assert load_text(f"includeAliasesInList: {word}").config.include_aliases_in_list is True
 
 
-@pytest.mark.parametrize("word", ["false", "False", "FALSE", "n", "N", "no", "off"])
+@pytest.mark.parametrize("word", ["false", "False", "FALSE", "n", "N", "no", "No", "NO", "off", "Off", "OFF"])
 def test_words_that_mean_false(load_text: Load, word: str) -> None:
     group = load_text(f"groups: {{g: {{swap: {word}}}}}").config.groups["g"]
     assert group.swap is False
@@ -58,7 +58,7 @@ def test_text_is_taken_as_written(load_text: Load) -> None:
         ("globalTTL: 12345678901234567890", "globalTTL", "cannot unmarshal !!int `1234567...` into int"),
         ("globalTTL: [1]", "globalTTL", "cannot unmarshal !!seq into int"),
         ('sendLoadingState: "true"', "sendLoadingState", "cannot unmarshal !!str `true` into bool"),
-        ("sendLoadingState: Yes", "sendLoadingState", "cannot unmarshal !!str `Yes` into bool"),
+        ("sendLoadingState: yES", "sendLoadingState", "cannot unmarshal !!str `yES` into bool"),
         ("sendLoadingState: 1", "sendLoadingState", "cannot unmarshal !!int `1` into bool"),
         ("apiKeys: k", "apiKeys", "cannot unmarshal !!str `k` into []string"),
         ("apiKeys: [a, [b]]", "apiKeys[1]", "cannot unmarshal !!seq into string"),
@@ -246,3 +246,16 @@ def test_lower_case_keys_are_no_unit_settings(load_text: Load) -> None:
     loaded = load_text("systemd: {memoryMax: 1G}\nmodels: {m: {proxy: http://h, systemd: {manager: user}}}")
     assert sorted(warning.path for warning in loaded.warnings) == ["models.m.systemd.manager", "systemd.memoryMax"]
     assert loaded.config.models["m"].systemd == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "meant"),
+    [
+        ("models: {m: {cmd: x, proxy: http://h, readyTimeout: 5}}", '"healthCheckTimeout", at the top level'),
+        ("models: {m: {cmd: x, proxy: http://h, idleTimeout: 5}}", '"ttl"'),
+        ("port: 8080", "the option -listen"),
+    ],
+)
+def test_keys_of_other_programs_are_led_to_what_they_mean(load_text: Load, body: str, meant: str) -> None:
+    [warning] = load_text(body).warnings
+    assert warning.message.endswith(f"did you mean {meant}?")
