@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import ssl
@@ -21,7 +22,8 @@ from typing import Any
 
 import aiohttp
 
-COMMAND = (sys.executable, "-m", "llamaswapd")
+# Another program that is to hold to the same contract can be put in its place: llama-swap itself.
+COMMAND = (*shlex.split(os.environ.get("LLAMASWAPD_TEST_PROGRAM", "")),) or (sys.executable, "-m", "llamaswapd")
 ROOT = Path(__file__).parents[1]
 MODELS = Path(__file__).parent / "models"
 
