@@ -146,9 +146,12 @@ async def until(is_so: Callable[[], bool]) -> None:
 class Lease:
     def __init__(self, engine: LeasingEngine, model: ModelConfig) -> None:
         self.model = model
-        self.position: int | None = None
         self.requested = self.granted_at = self.load_began = 0.0
         self._engine = engine
+
+    @property
+    def position(self) -> int | None:
+        return self._engine.position
 
     @property
     def is_granted(self) -> bool:
@@ -185,6 +188,7 @@ class LeasingEngine(Engine):
         self.ready = asyncio.Event()
         self.ready.set()
         self.waited = asyncio.Event()  # somebody waits for a lease
+        self.position: int | None = None  # in the queue
         self.failure: Exception | None = None
         self.cause: str | None = None
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 from fake_model import OK, Call, LeasingEngine, chat, fixed, house_of, last, until
 from standins import Client, house, model
 
+from llamaswapd.core.lifecycle import State
 from llamaswapd.errors import StartError
 from llamaswapd.http import body as body_module
 from llamaswapd.http import server as server_module
@@ -280,6 +282,44 @@ async def test_a_chat_client_sees_its_model_loading_and_then_the_models_own_stre
     *shown, last_event = events(text)
     assert "Done! (" in json.loads(shown[-1])["choices"][0]["delta"]["reasoning_content"]
     assert last_event == "1"
+
+
+@pytest.mark.parametrize(
+    ("of_usual", "state", "shown"),
+    [(0.5, State.STARTING, " 50 % (about "), (0.5, State.STOPPED, "."), (2.0, State.STARTING, ".")],
+)
+async def test_progress_is_told_in_percent_while_a_load_takes_no_longer_than_usual(
+    of_usual: float, state: State, shown: str
+) -> None:
+    async with house_of(fixed(OK), {"send_loading_state": True}) as (it, _):
+        it.engine.expected_load_s = lambda _: time.time() / of_usual  # type: ignore[method-assign]
+        it.engine.become("m", state)  # since 1970
+        it.engine.ready.clear()
+        client = await it.connect()
+        client.writer.write(chat(STREAMING))
+        await client.head()
+        await client.chunk()
+        (event,) = events((await client.chunk()).decode())
+        assert json.loads(event)["choices"][0]["delta"]["reasoning_content"].startswith(shown)
+        it.engine.ready.set()
+        while await client.chunk():
+            pass
+
+
+async def test_a_place_in_the_queue_is_told_when_it_changes() -> None:
+    async with house_of(fixed(OK), {"send_loading_state": True}) as (it, _):
+        it.engine.position = 2
+        it.engine.ready.clear()
+        client = await it.connect()
+        client.writer.write(chat(STREAMING))
+        await client.head()
+        text = await client.text_until("Queue position: #2 ")
+        it.engine.position = 1
+        text += await client.text_until("Queue position: #1 ")
+        assert text.count("Queue position") == 2
+        it.engine.ready.set()
+        while await client.chunk():
+            pass
 
 
 async def test_a_model_that_fails_behind_a_loading_stream_is_an_event_in_it() -> None:
