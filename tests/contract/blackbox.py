@@ -232,10 +232,12 @@ class Events:
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self.response = response
 
-    def next(self) -> tuple[str, Any]:
+    def next(self, wait_s: float = WAIT_S) -> tuple[str, Any]:
         """Return the next event, whose frame must be exactly as the contract says. Comments are passed over."""
+        deadline = time.monotonic() + wait_s
         while (line := self.response.readline()).startswith(b":"):
             assert self.response.readline() == b"\n"
+            assert time.monotonic() < deadline, "nothing but comments"
         assert line == b"event:message\n", line
         data = self.response.readline()
         assert data.startswith(b'data:{"'), data
@@ -246,7 +248,7 @@ class Events:
     def until(self, wanted: Callable[[str, Any], object]) -> Any:
         """Read on to the first event that is wanted, given type and payload; return its payload."""
         deadline = time.monotonic() + WAIT_S
-        while not wanted(*(event := self.next())):
+        while not wanted(*(event := self.next(deadline - time.monotonic()))):
             assert time.monotonic() < deadline, f"the last event was {event}"
         return event[1]
 
