@@ -11,9 +11,7 @@ import base64
 import contextlib
 import ipaddress
 import re
-import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
@@ -102,29 +100,17 @@ def is_loopback(host: str) -> bool:
     return address is not None and address.is_loopback
 
 
-Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
-
-
-async def tunnelled(
-    by_way: ByWay, origin: Origin, make: Callable[[], Protocol], tls: ssl.SSLContext, handshake_s: float
-) -> Protocol:
-    """Connect to a TLS origin through a proxy (RFC 9110 section 9.3.6); raises UpstreamError, OSError."""
-    loop = asyncio.get_running_loop()
+async def tunnel(by_way: ByWay, origin: Origin) -> asyncio.Transport:
+    """Have a proxy connect to an origin (RFC 9110 section 9.3.6); raises UpstreamError, OSError."""
     where = f"[{origin.host}]:{origin.port}" if ":" in origin.host else f"{origin.host}:{origin.port}"
+    loop = asyncio.get_running_loop()
     transport, request = await loop.create_connection(lambda: _Connect(where), by_way.host, by_way.port)
     try:
         await request.ask(by_way.authorization)
-        protocol = make()
-        protocol.connection_made(transport)  # it hears of the end of a handshake that fails
-        secure = await loop.start_tls(
-            transport, protocol, tls, server_hostname=origin.host, ssl_handshake_timeout=handshake_s
-        )
     except BaseException:
         transport.abort()
         raise
-    assert secure is not None
-    protocol.connection_made(secure)
-    return protocol
+    return transport
 
 
 class _Connect(asyncio.Protocol):

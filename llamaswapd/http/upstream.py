@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http.link import Link
-from llamaswapd.http.tunnel import by_way_of, tunnelled
+from llamaswapd.http.tunnel import by_way_of, tunnel
 from llamaswapd.http.wire import (
     HEAD_LIMIT,
     SWITCHING_PROTOCOLS,
@@ -362,32 +362,44 @@ class OriginPool:
     async def connect(self) -> Upstream:
         """Open a connection; raises UpstreamError."""
         limits = self._timeouts
-        handshake_s = float(limits.tls_handshake or NO_LIMIT_S)
-        limit_s = limits.connect and limits.connect + (handshake_s if self.origin.tls else 0)
         try:
-            async with asyncio.timeout(limit_s or None):
-                upstream = await self._connected(handshake_s)
+            async with asyncio.timeout(limits.connect or None):
+                upstream = await self._connected()
+            if self.origin.tls:
+                await self._secure(upstream, float(limits.tls_handshake or NO_LIMIT_S))
         except TimeoutError:
             raise UpstreamError(f"{self.origin} does not take connections: nothing for {limits.connect} s") from None
         except OSError as error:
             raise UpstreamError(f"{self.origin} does not take connections: {error.strerror or error}") from error
+        if upstream.transport.is_closing():  # it will not be told so any more
+            raise UpstreamError(f"{self.origin} closed the connection before it answered")
         keep_alive(upstream.transport, limits.keepalive)
         self._all.add(upstream)
         return upstream
 
-    async def _connected(self, handshake_s: float) -> Upstream:
+    async def _connected(self) -> Upstream:
+        """Return a connection on which TLS has not been spoken yet."""
         origin, by_way = self.origin, self.by_way
         if by_way is not None and origin.tls:
-            return await tunnelled(by_way, origin, lambda: Upstream(self), tls_context(), handshake_s)
+            upstream = Upstream(self)
+            upstream.connection_made(await tunnel(by_way, origin))
+            return upstream
         host, port = (by_way.host, by_way.port) if by_way is not None else (origin.host, origin.port)
-        _, upstream = await self.loop.create_connection(
-            lambda: Upstream(self),
-            host,
-            port,
-            ssl=tls_context() if origin.tls else None,
-            ssl_handshake_timeout=handshake_s if origin.tls else None,
-        )
+        _, upstream = await self.loop.create_connection(lambda: Upstream(self), host, port)
         return upstream
+
+    async def _secure(self, upstream: Upstream, within_s: float) -> None:
+        plain = upstream.transport
+        try:
+            secure = await self.loop.start_tls(
+                plain, upstream, tls_context(), server_hostname=self.origin.host, ssl_handshake_timeout=within_s
+            )
+        except BaseException:
+            plain.abort()
+            raise
+        if secure is None:  # the connection was lost in that very moment
+            raise ConnectionResetError("the connection was closed behind the handshake")
+        upstream.connection_made(secure)
 
     def keep(self, upstream: Upstream) -> None:
         """Take a connection back whose exchange has ended well."""

@@ -333,3 +333,25 @@ async def test_a_peer_with_tls_is_reached_if_its_certificate_is_trusted(
     await peer.close()
     assert [call.connection for call in peer.calls] == [peer.connections] * 2
     assert peer.calls[0].request_line == "POST /v2/v1/chat/completions HTTP/1.1"
+
+
+@pytest.mark.parametrize("answer", ["silence", "nonsense", "end"])
+async def test_a_peer_that_speaks_no_tls_is_a_502(answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def no_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answer == "nonsense":
+            writer.write(b"SSH-2.0-x\r\n")
+        if answer != "end":
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(no_tls, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    limits = PeerTimeouts(connect=0, tls_handshake=1)
+    there = {"p": Peer(id="p", proxy=f"https://127.0.0.1:{port}", models=("far",), timeouts=limits)}
+    async with house_of(fixed(OK), {"peers": there}) as (it, _):
+        client = await it.connect()
+        client.writer.write(chat(names("far")))
+        told = await client.answer()
+    server.close()
+    assert (told.status, told.json()["error"]["message"].partition(": ")[0]) == (502, "peer proxy error")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -297,7 +297,7 @@ async def test_a_proxy_that_never_answers_is_a_502(trusted: Any, monkeypatch: py
     async with by_tunnel(True, trusted, monkeypatch) as it:
         it.squid.answer = wait  # type: ignore[attr-defined]
         peer = it.engine.config.peers["p"]
-        short = peer.having(timeouts=PeerTimeouts(connect=1, tls_handshake=1))
+        short = peer.having(timeouts=PeerTimeouts(connect=1, tls_handshake=0))
         it.engine.use(it.engine.config.having(peers={"p": short}))
         status, body = await ask_far(it)
     assert (status, "does not take connections: nothing for" in body) == (502, True)

@@ -267,3 +267,23 @@ async def test_the_kernel_looks_whether_the_server_is_still_there(period_s: int)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         assert idle_s == (period_s or int(Path("/proc/sys/net/ipv4/tcp_keepalive_time").read_text()))
+
+
+async def test_a_server_that_closes_while_it_is_connected_to_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = OriginPool._connected
+
+    async def late(pool: OriginPool) -> Upstream:
+        upstream = await connected(pool)
+        await until(upstream.transport.is_closing)
+        return upstream
+
+    def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    monkeypatch.setattr(OriginPool, "_connected", late)
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    pool = OriginPool(Origin("127.0.0.1", server.sockets[0].getsockname()[1], False), LIMITS)
+    with pytest.raises(UpstreamError, match="closed the connection before it answered"):
+        await pool.connect()
+    assert not pool._all
+    server.close()
