@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
-from fake_model import OK, Call, chat, fixed, house_of, last, until
+from fake_model import OK, Call, chat, fixed, house_of, last, peered, until
 from standins import Client, House, model
 
 from llamaswapd.config.schema import COMFYUI_ID, Compat, Selector
@@ -443,3 +443,26 @@ async def test_a_websocket_that_is_cut_while_the_front_end_closes_leaves_nothing
         await client.head()
         await it.front.close()
         assert it.engine.leases == 0
+
+
+async def test_a_websocket_reaches_a_peer_by_its_own_host() -> None:
+    async with peered(agree, api_key="secret") as (it, peer):
+        client = await offer(it, "/upstream/p/far/ws?x", "X-Forwarded-For: 1.2.3.4")
+        assert (await client.head()).status == 101
+        client.writer.write(b"hello")
+        assert await client.reader.readexactly(5) == b"hello"
+        client.close()
+    assert peer.calls[0].request_line == "GET /api/ws?x HTTP/1.1"
+    assert (peer.calls[0].headers["host"], peer.calls[0].headers["x-api-key"]) == (f"127.0.0.1:{peer.port}", "secret")
+    assert "x-forwarded-for" not in peer.calls[0].headers
+
+
+async def test_a_websocket_on_a_model_route_is_shown_until_it_ends() -> None:
+    async with house_of(agree) as (it, _):
+        client = await offer(it, "/v1/audio/voices?model=m")
+        assert (await client.head()).status == 101
+        (entry,) = it.observer.inflight.snapshot().data["requests"]  # type: ignore[index]
+        assert (entry["model"], entry["method"], entry["resp_headers"]["X-A"]) == ("m", "GET", "1")
+        assert it.observer.inflight.cancel(entry["id"])
+        with pytest.raises(ConnectionResetError):
+            await client.reader.read()
