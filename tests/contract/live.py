@@ -20,16 +20,15 @@ from daemon_support import (
     Daemon,
     Events,
     Json,
-    can_listen,
     clear_away,
     command,
     daemon,
     free_ports,
-    write,
 )
 
 MIRROR = Path(__file__).parent / "mirror.py"
 RELOADED = "configuration reloaded"
+REFUSED = "failed to reload config: "
 
 
 def mirror(*words: object, **keys: object) -> Json:
@@ -52,23 +51,28 @@ class Live:
 
     async def reload(self, config: Json) -> Daemon:
         """Go on with this configuration; what runs and is in it as before runs on."""
-        return await self.reload_text(json.dumps({"startPort": self.first_port, **config}))
+        return await self.reload_text(json.dumps({"startPort": self.first_port, **config}, ensure_ascii=False))
 
     async def reload_text(self, text: str) -> Daemon:
-        self.file.write_text(text)
-        before = self.it.log.count(RELOADED)
-        self.it.signal(signal.SIGHUP)
-        await self.it.logged(RELOADED, before + 1)
+        said = await self._reloaded(text)
+        assert RELOADED in said, said
         return self.it
 
     async def refused(self, text: str) -> str:
         """Put a wrong file in place and have it loaded; return all that the log then says about it."""
+        said = await self._reloaded(text)
+        assert RELOADED not in said, f"loads: {text}"
+        return said
+
+    async def _reloaded(self, text: str) -> str:
+        """Have a file loaded; return what is logged from then on."""
+        mark = len(self.it.log)
         self.file.write_text(text)
-        before = len(self.it.log)
-        failures = self.it.log.count("failed to reload config: ")
         self.it.signal(signal.SIGHUP)
-        await self.it.logged("failed to reload config: ", failures + 1)
-        return self.it.log[before:]
+        async with asyncio.timeout(WAIT_S):
+            while not any(outcome in self.it.log[mark:] for outcome in (RELOADED, REFUSED)):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return self.it.log[mark:]
 
 
 class _House:
@@ -174,9 +178,3 @@ async def held(it: Daemon, model: str, until: Path, events: Events) -> AsyncIter
     yield waiting
     until.touch()
     assert (await asyncio.wait_for(waiting, WAIT_S)).status == 200
-
-
-__all__ = [
-    "Live", "can_listen", "folder", "held", "house", "live", "load", "logged_after", "mirror", "ready", "told",
-    "upstream", "write",
-]  # fmt: skip

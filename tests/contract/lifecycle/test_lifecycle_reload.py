@@ -131,7 +131,7 @@ async def test_activity_stays_and_captures_are_lost(live: Live) -> None:
 async def row_of(it: Daemon, name: str) -> Json:
     """Return the newest row of the activity, which is stored off the request's way."""
     async with asyncio.timeout(10):
-        while not (rows := (await it.ask(f"/api/metrics/activity?model={name}")).json()["data"]):
+        while not (rows := (await it.ask(f"/api/metrics/activity?model={name}")).json()["data"]):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return dict(rows[0])
 
