@@ -49,13 +49,16 @@ def request_head(
     protocol that the client wants to go on in. `authorization`: for the proxy on the way to the server.
     """
     fields = [(name.lower(), value, name + b": " + value) for name, value in request.raw_headers]
+    hosts = sum(name == b"host" for name, _, _ in fields)
+    if hosts > 1:  # RFC 9112 section 3.2; aiohttp 3.8 lets it pass
+        raise RequestError("the request has more than one Host header")
     if peer is not None:
         fields = list(_to_peer(fields, peer))
     if is_plain:
         fields = [field for field in fields if field[0] != b"accept-encoding"]
     kept, forwarded_for = forwarded(fields, _listed(request), api_keys, is_recorded=is_recorded)
     lines = [f"{request.method} {target} HTTP/1.1".encode(errors="surrogateescape")]
-    if peer is not None or not any(name == b"host" for name, _, _ in fields):  # HTTP/1.0 may have none
+    if peer is not None or not hosts:  # HTTP/1.0 may have none
         lines.append(b"Host: " + host.encode())
     lines += kept
     if peer is not None and peer.api_key:

@@ -183,6 +183,14 @@ async def test_the_model_is_told_that_trailers_are_welcome() -> None:
     assert server.calls[0].headers["te"] == "trailers"
 
 
+async def test_a_request_for_two_hosts_is_none() -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        client = await it.connect()
+        client.writer.write(chat(b'{"model":"m"}', "Host: other"))
+        assert (await client.answer()).status == 400
+    assert not server.calls
+
+
 @pytest.mark.parametrize("header", ["Authorization: Bearer k1", "Authorization: Basic dTprMQ==", "x-api-key: k1"])
 async def test_a_header_that_carries_one_of_our_keys_stays_here(header: str) -> None:
     async with house_of(fixed(OK), {"api_keys": ("k0", "k1")}) as (it, server):
