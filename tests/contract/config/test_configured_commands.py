@@ -253,3 +253,28 @@ async def test_sources_are_merged_and_a_macro_of_one_file_serves_another(folder:
         await refused("startPort: 1234", 'conflict at "startPort": ')
         await refused("startPort: [1]", 'conflict at "startPort": incompatible YAML node kinds')
         await refused("models: {a: {cmd: 'x ${PORT}'}}", 'duplicate models "a" found in ')
+
+
+async def test_values_of_the_environment_are_escaped_for_double_quotes_and_can_be_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMASWAPD_TEST_VALUE", r'a\b "c" ${x}')
+    monkeypatch.setenv("LLAMASWAPD_TEST_TTL", "77")
+    monkeypatch.setenv("LLAMASWAPD_TEST_EMPTY", "")
+    monkeypatch.setenv("LLAMASWAPD_TEST_LINES", "a\nb")
+    more = folder / "conf.d"
+    more.mkdir()
+    keys = 'description: "${env.LLAMASWAPD_TEST_VALUE}"\n    ttl: ${env.LLAMASWAPD_TEST_TTL}\n'
+    keys += '    name: "<${env.LLAMASWAPD_TEST_EMPTY}>"\n'
+    text = f"macros: {{x: y}}\nmodels:\n  a:\n    cmd: {SERVER} ${{PORT}}\n    {keys}"
+    (more / "a.yaml").write_text(text)
+    async with daemon(folder, {}, "-config-dir", str(more)) as it:
+        [row] = (await it.ask("/v1/models")).json()["data"]
+        assert (row["description"], row["name"]) == (r'a\b "c" y', "<>")
+        await load(it, "a")
+        [row] = (await it.ask("/running")).json()["running"]
+        assert row["ttl"] == 77
+        (more / "a.yaml").write_text(text + '    aliases: ["${env.LLAMASWAPD_TEST_LINES}"]\n')
+        it.signal(signal.SIGHUP)
+        wanted = "contains newlines or null bytes which are not allowed in YAML substitution"
+        assert f"environment variable 'LLAMASWAPD_TEST_LINES' {wanted}" in await it.logged("failed to reload config: ")

@@ -416,6 +416,10 @@ async def test_what_goes_to_stdout_is_what_logs_holds(
             assert (await anext(lines)).startswith("listening on")
         shown = (await it.ask("/logs")).body.decode()
         assert ("[INFO] Request" in shown, "received /v1/chat" in shown) == (has_own, has_models)
+        if has_models:
+            await it.logged("received /v1/chat")
+        if has_own:
+            await it.logged("GET /logs")
     finally:
         it.signal(signal.SIGTERM)
         assert await it.exited() == 0
