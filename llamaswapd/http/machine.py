@@ -43,7 +43,7 @@ class Machine:
         if after and moment is None:
             raise RequestError("invalid 'after' timestamp, use RFC3339 format")
         # An hour of a machine with a hundred cores takes a while to be written.
-        body = await asyncio.to_thread(_written, *self._performance.after(moment))
+        body = await asyncio.to_thread(_written, *self._performance.after(moment), b"null" if moment is None else b"[]")
         return web.Response(body=body, headers={"Content-Type": "application/json"})
 
 
@@ -59,14 +59,15 @@ def parse_rfc3339(text: str) -> datetime | None:
         return None
 
 
-def _written(samples: Sequence[Sample], gpu_samples: Sequence[GpuSample]) -> bytes:
-    rows, gpu_rows = records(samples, gpu_samples)
-    return b"".join((b'{"enabled":true,"sys_stats":', _array(rows), b',"gpu_stats":', _array(gpu_rows), b"}\n"))
+def _written(samples: Sequence[Sample], gpu_samples: Sequence[GpuSample], none: bytes) -> bytes:
+    """Return the answer. `none` stands for no rows: llama-swap says null where none were taken, [] where none fit."""
+    arrays = (_array(rows) or none for rows in records(samples, gpu_samples))
+    return b'{"enabled":true,"sys_stats":%b,"gpu_stats":%b}\n' % (*arrays,)
 
 
 def _array(rows: Sequence[Record]) -> bytes:
-    """Write rows one by one, so that other threads have their turn in between; none is null, as in Go."""
-    return b"[" + b",".join(_lines(rows)) + b"]" if rows else b"null"
+    """Write rows one by one, so that other threads have their turn in between; none are nothing."""
+    return b"[" + b",".join(_lines(rows)) + b"]" if rows else b""
 
 
 def _lines(rows: Sequence[Record]) -> Iterator[bytes]:

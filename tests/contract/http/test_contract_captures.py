@@ -18,7 +18,7 @@ CHAT = "/v1/chat/completions"
 
 def capture(house: Program, path: str = CHAT, asked_with: Headers = (), **wish: object) -> Any:
     """Have a model answer this; return what was captured."""
-    question = {"model": MODEL, "answer": wish}
+    question = {"model": MODEL, "answer": {"body": "said", **wish}}
     row = house.row_of(MODEL, lambda: house.post(path, question, asked_with))
     assert row["has_capture"] is True
     answer = house.get(f"/api/captures/{row['id']}")
@@ -37,7 +37,7 @@ def test_what_was_asked_and_what_was_answered(house: Program) -> None:
     assert found.keys() == {"id", "req_path", "req_headers", "req_body", "resp_headers", "resp_body"}
     assert found["req_path"] == CHAT
     assert json.loads(text(found["req_body"]) or "")["model"] == MODEL
-    assert text(found["resp_body"]) == ""
+    assert text(found["resp_body"]) == "said"
     assert (found["req_headers"]["X-Mine"], found["resp_headers"]["X-Model"]) == ("yes", "m")
 
 
@@ -89,7 +89,7 @@ def test_pictures_and_sound_are_not_kept(house: Program, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/embeddings", "/infill"])
 def test_other_answers_are(house: Program, path: str) -> None:
-    assert capture(house, path)["resp_body"] is not None
+    assert capture(house, path)["resp_body"] == base64.b64encode(b"said").decode()
 
 
 @pytest.mark.parametrize(

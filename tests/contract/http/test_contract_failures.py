@@ -39,6 +39,7 @@ def test_the_system_says_why_a_program_cannot_run(broken: Program) -> None:
     assert "permission denied" in broken.chat("no-permission").message.lower()
 
 
+@pytest.mark.ours("the envelope is an event of the stream")
 def test_a_failure_while_loading_ends_the_loading_stream_with_the_envelope(broken: Program) -> None:
     answer = broken.chat("leaves-loading", stream=True)
     assert (answer.status, answer.header("Content-Type")) == (200, "text/event-stream")
@@ -85,16 +86,19 @@ def test_too_many_requests_are_429_at_once(house: Program) -> None:
 RESET = {"raw64": base64.b64encode(b"").decode()}
 
 
+@pytest.mark.ours("502 has the envelope")
 def test_a_model_that_closes_before_its_head_is_502(house: Program) -> None:
     answer = house.wish("m", **RESET)
     assert (answer.status, answer.json()["src"]) == (502, "llama-swap")
 
 
+@pytest.mark.ours("502 has the envelope")
 def test_a_model_that_answers_nonsense_is_502(house: Program) -> None:
     answer = house.wish("m", raw64=base64.b64encode(b"SSH-2.0-x\r\n\r\n").decode())
     assert (answer.status, answer.json()["src"]) == (502, "llama-swap")
 
 
+@pytest.mark.ours("an answer that is cut is cut visibly")
 def test_the_end_of_a_model_in_mid_stream_can_be_told(broken: Program) -> None:
     wish = {"events": ["data: 1\n\n"], "die": True, "headers": {"Content-Type": "text/event-stream"}}
     with broken.asking("POST", CHAT, {"model": "dies", "stream": True, "answer": wish}) as response:
@@ -114,6 +118,7 @@ def test_the_end_of_a_model_in_mid_answer_cuts_it(broken: Program) -> None:
     eventually(lambda: "dies" not in broken.running())
 
 
+@pytest.mark.ours("an answer that is cut is cut visibly")
 def test_a_request_that_is_cut_by_an_unload_can_be_told(broken: Program) -> None:
     wish = {"events": ["x"], "until": "/never"}
     with broken.asking("POST", CHAT, {"model": "dies", "answer": wish}) as response:
@@ -169,6 +174,7 @@ def test_assets_of_a_model_that_is_ready_are_served(house: Program) -> None:
     assert house.received("GET", "/upstream/m/a.js").path == "/a.js"
 
 
+@pytest.mark.ours("it takes such a body for an empty one")
 @pytest.mark.parametrize(
     ("headers", "body"),
     [

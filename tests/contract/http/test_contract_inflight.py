@@ -115,6 +115,7 @@ def test_a_snapshot_holds_what_is_in_flight(house: Program) -> None:
         assert entry["id"] in [each["id"] for each in snapshot["requests"]]
 
 
+@pytest.mark.ours("an answer that is cut is cut visibly")
 def test_a_request_that_is_cancelled_ends(house: Program) -> None:
     with held(house, "m") as (response, events, entry):
         answer = house.post(f"/api/inflight/{entry['id']}/cancel")

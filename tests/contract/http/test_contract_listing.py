@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 import pytest
-from blackbox import Program, eventually, in_background
+from blackbox import Program, in_background
+from daemon_support import alive
 
 pytestmark = pytest.mark.private
 
@@ -172,4 +173,4 @@ def test_all_models_are_unloaded_and_gone_when_the_answer_comes(locked: Program,
     answer = locked.ask(method, path, headers=KEY)
     assert (answer.status, answer.body) == (200, b"OK" if method == "GET" else b'{"msg":"ok"}\n')
     assert locked.get("/running", KEY).json() == {"running": []}
-    eventually(lambda: pid not in locked.daemon.pids("llamaswapd-it-model-m.service"))
+    assert alive([pid]) == []

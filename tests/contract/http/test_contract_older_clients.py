@@ -8,7 +8,15 @@ from blackbox import Program
 pytestmark = pytest.mark.private
 
 
-@pytest.mark.parametrize("path", ["/unload", "/running", "/logs", "/api/metrics"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/unload",
+        "/running",
+        "/logs",
+        pytest.param("/api/metrics", marks=pytest.mark.ours("it is kept from before v236")),
+    ],
+)
 def test_paths_of_old_are_still_there(locked: Program, path: str) -> None:
     assert locked.get(path, {"x-api-key": "secret"}).status == 200
 

@@ -36,6 +36,7 @@ def forget_peak(program: Program) -> int:
     return peak(program)
 
 
+@pytest.mark.ours("it keeps several copies")
 def test_an_answer_of_60_mb_takes_little_memory(fresh: Program) -> None:
     before = forget_peak(fresh)
     with fresh.asking("POST", CHAT, {"model": "m", "answer": {"body": "x" * MIB, "times": 60}}) as response:
@@ -45,6 +46,7 @@ def test_an_answer_of_60_mb_takes_little_memory(fresh: Program) -> None:
     assert peak(fresh) - before <= 20 * MIB
 
 
+@pytest.mark.ours("it keeps several copies")
 def test_a_json_request_of_100_mb_takes_twice_its_size_at_most(fresh: Program) -> None:
     before = forget_peak(fresh)
     body = b'{"messages": ["' + b"x" * (100 * MIB) + b'"], "model": "m", "answer": {"body": "got it"}}'
