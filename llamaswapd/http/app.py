@@ -26,6 +26,7 @@ from llamaswapd.http.recording import Recorder
 from llamaswapd.http.server import Site
 from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import Traffic
+from llamaswapd.http.ui import Ui
 from llamaswapd.http.upstream import Pool
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
@@ -55,7 +56,7 @@ class FrontEnd:
         self._recorder = Recorder(activity, engine.config.capture_buffer)
         self._express = Express(engine, observer.inflight, self._pool, self._traffic, self._recorder)
         gate = Gate(engine, self._traffic)
-        proxy = Proxy(engine, observer.inflight, self._pool, self._recorder)
+        proxy = Proxy(engine, observer.inflight, self._pool, self._recorder, self._streams)
         routes = [
             *model_routes(proxy),
             *api_routes(Api(engine, observer.inflight)),
@@ -63,6 +64,7 @@ class FrontEnd:
             *machine_routes(Machine(hardware, performance), Metrics(engine, activity, durations, performance)),
             web.get("/api/events", Events(engine, observer, self._streams, keep_alive_s).stream),
             *log_routes(Logs(engine, observer.log, self._streams)),
+            *ui_routes(Ui()),
         ]
         self._runner = web.AppRunner(make_app(gate, routes))
         self._site: Site | None = None
@@ -117,9 +119,9 @@ def model_routes(proxy: Proxy) -> list[Route]:
     by_method = {"GET": web.get, "POST": web.post}  # web.get answers HEAD too
     return [
         *(by_method[method](path, proxy.model_request) for method, path in MODEL_ROUTES),
-        web.route("*", "/upstream/{rest:.*}", proxy.upstream_request),
+        web.route("*", "/upstream/{rest:(?s:.*)}", proxy.upstream_request),
         web.route("*", "/comfyui", proxy.comfyui_request),
-        web.route("*", "/comfyui/{rest:.*}", proxy.comfyui_request),
+        web.route("*", "/comfyui/{rest:(?s:.*)}", proxy.comfyui_request),
     ]
 
 
@@ -132,7 +134,7 @@ def api_routes(management: Api) -> list[Route]:
         web.get("/running", management.running),
         web.get("/unload", management.unload_all),
         web.post("/api/models/unload", management.unload_all_for_json),
-        web.post("/api/models/unload/{name:.*}", management.unload),
+        web.post("/api/models/unload/{name:(?s:.*)}", management.unload),
         web.get("/api/version", management.version),
         web.get("/api/profiles", management.profiles),
         web.put("/api/profiles/active", management.activate_profile),
@@ -164,5 +166,12 @@ def log_routes(logs: Logs) -> list[Route]:
     return [
         web.get("/logs", logs.show),
         web.get("/logs/stream", logs.stream_combined),
-        web.get("/logs/stream/{name:.*}", logs.stream),
+        web.get("/logs/stream/{name:(?s:.*)}", logs.stream),
+    ]
+
+
+def ui_routes(ui: Ui) -> list[Route]:
+    return [
+        web.get("/ui/{rest:(?s:.*)}", ui.file),
+        web.get("/favicon.ico", ui.favicon),
     ]

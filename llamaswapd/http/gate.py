@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Answering = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Answered without a key: nothing behind them tells or does anything.
-OPEN_PATHS = frozenset(("/", "/health", "/wol-health", "/upstream", "/ui"))
+OPEN_PATHS = frozenset(("/", "/health", "/wol-health", "/upstream", "/ui", "/favicon.ico"))
 
 LOST_BODY = "a request with a body cannot offer to change the protocol; send it without the Upgrade header"
 
