@@ -23,7 +23,7 @@ from llamaswapd.machine.load import GpuLoad
 from llamaswapd.machine.performance import Performance, Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-NOT_AVAILABLE = "# performance monitor not available"
+NOT_AVAILABLE = "# performance monitor not available\n"
 
 
 class Models(Protocol):

@@ -106,7 +106,7 @@ async def test_before_the_first_sample_and_the_first_request_there_is_nothing_to
 async def test_what_is_disabled_says_so(scrape: Scrape) -> None:
     scrape.performance.reconfigure(Settings(disabled=True))
     status, content_type, text = await scrape.answer()
-    assert (status, text) == (503, "# performance monitor not available")
+    assert (status, text) == (503, "# performance monitor not available\n")
     assert content_type.startswith("text/plain")
 
 
