@@ -23,8 +23,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamaswapd.config.schema import ModelConfig
@@ -37,12 +38,13 @@ from llamaswapd.http import body
 from llamaswapd.http.answers import error_bytes
 from llamaswapd.http.failure import explained
 from llamaswapd.http.heads import Headers, Shape
+from llamaswapd.http.kept import Kept
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.route import Route
 from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
 from llamaswapd.http.upstream import OriginPool, Pool, Stale, Upstream
-from llamaswapd.observe import Inflight
+from llamaswapd.observe import Inflight, Pairs
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection
@@ -183,8 +185,9 @@ class Exchange(Relay):
         self.keep_alive = shape.keep_alive
         self._is_http11 = True
         self._has_own_stream = False
-        self._table = self.answer = self._framing = self._upstream = None
-        self.answer_kept = self.request_kept = self.lease = self.failure = None
+        self._table = self.answer = self.framing = self._upstream = None
+        self.answer_kept = self.request_kept = self.lease = self.failure = self.budget = None
+        self.whole_answer = b""
         self.first_byte = 0.0
         self.sent_path = route.sent_path
         self._express = express
@@ -208,7 +211,18 @@ class Exchange(Relay):
 
     @property
     def heads_bytes(self) -> int:
-        return super().heads_bytes + self._shape.fixed
+        return self._shape.fixed + (self.answer[0].fixed if self.answer is not None else 0)
+
+    def request_pairs(self) -> Callable[[], Pairs]:
+        return partial(self._shape.pairs, self._digits)
+
+    def request_body(self) -> bytes | None:
+        if self.request_kept is not None:
+            return super().request_body()
+        budget = self.budget
+        if self._phase is Phase.SERVER or not self._route.keeps_request or budget is None or not budget.limit:
+            return None
+        return self._edited or bytes(self._text)
 
     @property
     def headers(self) -> Headers:  # type: ignore[override]
@@ -292,7 +306,7 @@ class Exchange(Relay):
         self.about = to.about
         self._table = table = express.inflight
         table.add(self)
-        express.recorder.begin(self)
+        self.budget = express.recorder.budget
         connection.deadline = None
         # What cannot be sent twice takes a new connection; and what would be much to keep for that.
         is_small = not self._left and len(self._text) <= WRITE_AT_ONCE
@@ -325,13 +339,13 @@ class Exchange(Relay):
         text, digits = self._text, self._digits
         if self._edited is not None:
             text, digits = self._edited, b"%d" % len(self._edited)
-        text = bytes(text)
-        kept = self.request_kept
-        if kept is not None and not kept.size:
-            kept.add(text)
         if not self._left and len(text) <= WRITE_AT_ONCE:
+            text = bytes(text)
             self.begin(upstream, b"%b%b\r\n\r\n%b" % (self._start, digits, text), complete=True)
             return
+        if self.budget is not None and self._route.keeps_request:
+            self.request_kept = Kept(self.budget, ends=False)
+            self.request_kept.add(bytes(text))
         self.begin(upstream, b"%b%b\r\n\r\n" % (self._start, digits), complete=False)
         upstream.write(text)
         self._text = b""

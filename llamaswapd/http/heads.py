@@ -73,6 +73,12 @@ class Shape(Template):
         """Return a field's value, "" when it is not there; no field is there twice."""
         return next((field.value.decode() for field in self.fields if field.name == name), "")
 
+    def pairs(self, digits: bytes) -> Iterator[tuple[str, str]]:
+        """Yield the fields of such a head as text, name and value."""
+        for field in self.fields:
+            name, _, value = field.line.partition(b": ")
+            yield name.decode(), (digits if field.name == b"content-length" else value).decode()
+
 
 class Headers:
     """The header fields of one request, as observers show them."""
@@ -85,9 +91,7 @@ class Headers:
         return self._shape.value(name.lower().encode()) or default
 
     def items(self) -> Iterator[tuple[str, str]]:
-        for field in self._shape.fields:
-            name, _, value = field.line.partition(b": ")
-            yield name.decode(), (self._digits if field.name == b"content-length" else value).decode()
+        return self._shape.pairs(self._digits)
 
 
 def parse_head(head: bytes) -> tuple[Shape, bytes] | None:

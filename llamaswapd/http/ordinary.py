@@ -33,8 +33,9 @@ class Awaited(Relay):
         self.first_byte = 0.0
         self._is_http11 = request.version >= (1, 1)
         self._has_own_stream = False
-        self._table = self._framing = self._upstream = None
-        self.answer = self.answer_kept = self.request_kept = self.lease = self.failure = None
+        self._table = self.framing = self._upstream = None
+        self.answer = self.answer_kept = self.request_kept = self.lease = self.failure = self.budget = None
+        self.whole_answer = b""
         self._raw_headers = request.raw_headers
         self._writable = asyncio.Event()
         self._writable.set()

@@ -12,14 +12,14 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from llamaswapd.engine import Lease
 from llamaswapd.errors import Error, UpstreamError, envelope
-from llamaswapd.http.kept import Kept
+from llamaswapd.http.kept import Budget, Kept
 from llamaswapd.http.wire import SWITCHING_PROTOCOLS, BodyKind, Chunked, Framing, Shape, UntilClose, names_in
-from llamaswapd.observe import Inflight, InflightEntry
+from llamaswapd.observe import Inflight, InflightEntry, Pairs
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection
@@ -49,8 +49,9 @@ class Relay(InflightEntry):
     """
 
     __slots__ = (
-        "_framing", "_has_own_stream", "_is_http11", "_table", "_upstream", "about", "answer", "answer_kept",
-        "connection", "failure", "first_byte", "keep_alive", "lease", "request_kept", "sent_path",
+        "_has_own_stream", "_is_http11", "_table", "_upstream", "about", "answer", "answer_kept", "budget",
+        "connection", "failure", "first_byte", "framing", "keep_alive", "lease", "request_kept", "sent_path",
+        "whole_answer",
     )  # fmt: skip
 
     to_peer = False  # its answer comes from another machine's models
@@ -63,12 +64,14 @@ class Relay(InflightEntry):
     answer: tuple[Shape, bytes] | None  # its head, once it has come, and the digits of its length
     failure: Error | None  # why the answer is cut
     first_byte: float  # of the answer, on the monotonic clock; 0.0 until it comes
-    request_kept: Kept | None  # None: nobody wants to know what was said
+    framing: Framing | None  # of the answer's body; None until it comes, and if it came with its head
+    budget: Budget | None  # for what is kept of what is said; None: nothing
+    request_kept: Kept | None  # what is not at hand in the end anyway
     answer_kept: Kept | None
+    whole_answer: bytes  # the body that came with its head
     _is_http11: bool
     _has_own_stream: bool
     _table: Inflight | None
-    _framing: Framing | None
     _upstream: Upstream | None
 
     @property
@@ -84,7 +87,7 @@ class Relay(InflightEntry):
     @property
     def is_in_chunks(self) -> bool:
         """Whether the client gets the answer's body in chunks."""
-        return self._is_http11 and (self._has_own_stream or isinstance(self._framing, Chunked))
+        return self._is_http11 and (self._has_own_stream or isinstance(self.framing, Chunked))
 
     def over(self, error: UpstreamError | None) -> None:
         """The answer has ended; with the error if it did not come or broke off. Not called after `end`."""
@@ -112,6 +115,17 @@ class Relay(InflightEntry):
     def heads_bytes(self) -> int:
         """About how much memory the heads of request and answer take."""
         return self.answer[0].fixed if self.answer is not None else 0
+
+    def request_pairs(self) -> Callable[[], Pairs]:
+        """Return what tells the header fields of the request, and holds nothing else."""
+        return self.headers.items
+
+    def request_body(self) -> bytes | None:
+        """Return the body that was sent, None if none was or it is not kept."""
+        kept = self.request_kept
+        if kept is None or kept.is_cut or not kept.pieces:
+            return None
+        return kept.pieces[0] if len(kept.pieces) == 1 else b"".join(kept.pieces)
 
     def resp_headers(self) -> Iterable[tuple[str, str]]:
         return self.answer[0].pairs(self.answer[1]) if self.answer is not None else ()
@@ -150,7 +164,7 @@ class Relay(InflightEntry):
 
     def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
         self.answer = shape, digits
-        self._framing = framing
+        self.framing = framing
         self.first_byte = time.monotonic()
         if self.status:  # our own stream: status and headers of the answer are lost
             if data:
@@ -166,9 +180,10 @@ class Relay(InflightEntry):
         table = self._table
         if table is not None and table.watchers:
             table.tell(self)
-        kept = self.answer_kept
-        if kept is not None and data:
-            kept.add(data)
+        if framing is None:
+            self.whole_answer = data
+        elif data and self.budget is not None:
+            self._keep_answer(data, self.budget)
         self.connection.write(before + data if behind is None else before + digits + behind + data)
 
     def on_data(self, data: bytes) -> None:
@@ -189,10 +204,15 @@ class Relay(InflightEntry):
         table = self._table
         if table is not None and table.watchers:
             table.tell_size(self)
-        kept = self.answer_kept
-        if kept is not None:
-            kept.add(data)
+        if self.budget is not None:
+            self._keep_answer(data, self.budget)
         self.connection.write(data)
+
+    def _keep_answer(self, data: bytes, budget: Budget) -> None:
+        kept = self.answer_kept
+        if kept is None:
+            kept = self.answer_kept = Kept(budget, ends=True)
+        kept.add(data)
 
     # ---- a stream of our own
 
@@ -226,7 +246,7 @@ class Relay(InflightEntry):
         if is_event_stream and self._is_between_chunks():
             # The blank line ends what the model had begun of an event, and means nothing if there was nothing.
             self._write_content(b"\n\n" + _event(envelope(error.status, str(error))))
-        elif isinstance(self._framing, UntilClose) or not self._is_http11:
+        elif isinstance(self.framing, UntilClose) or not self._is_http11:
             _reset_on_close(transport)  # else the end of the connection would look like the end of the answer
         # Not abort(): what was written is to reach the client. One that does not read must not stay for ever.
         transport.close()
@@ -236,9 +256,9 @@ class Relay(InflightEntry):
         """Whether something of ours can be put into the body here."""
         if self._has_own_stream or not self._is_http11:
             return True
-        if isinstance(self._framing, Chunked):
-            return self._framing.between_chunks
-        return isinstance(self._framing, UntilClose)
+        if isinstance(self.framing, Chunked):
+            return self.framing.between_chunks
+        return isinstance(self.framing, UntilClose)
 
     def _write_content(self, content: bytes) -> None:
         self._write(chunk(content) if self.is_in_chunks else content, len(content))

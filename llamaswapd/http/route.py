@@ -13,6 +13,7 @@ from llamaswapd.errors import Unauthorized
 from llamaswapd.http.auth import authorize
 from llamaswapd.http.forward import forwarded
 from llamaswapd.http.heads import Shape
+from llamaswapd.http.kept import UNKEPT_REQUESTS
 from llamaswapd.http.traffic import printable
 
 STARTS_KEPT = 64  # beginnings of heads for a model's server, of one head of a client; one for each address and model
@@ -24,7 +25,8 @@ class Route:
     """What follows from a head, under one configuration."""
 
     __slots__ = (
-        "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted", "path", "query",
+        "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted",
+        "keeps_request", "path", "query",
         "sent_path", "what",
     )  # fmt: skip
 
@@ -47,6 +49,7 @@ class Route:
         fields = ((field.name, field.value, field.line) for field in shape.fields)
         lines, forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
         self.sent_path = forwarded_path(shape.path)
+        self.keeps_request = self.sent_path not in UNKEPT_REQUESTS
         target = self.sent_path + (f"?{shape.query}" if shape.query else "")
         prior = b"".join(value + b", " for value in forwarded_for)
         self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b"X-Forwarded-For: " + prior))

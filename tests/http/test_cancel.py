@@ -39,7 +39,7 @@ async def cancelled(it: House, client: Client) -> None:
     await until(lambda: not ids(it))
     (row,) = it.activity.finished
     assert (row.status, row.error, row.content_type) == (502, TOLD, "application/json")
-    assert it.front._recorder._budget.held == 0
+    assert it.front._recorder.budget.held == 0
 
 
 async def silent(call: Call) -> None:

@@ -27,7 +27,7 @@ async def recorded(answer: Any, *args: Any, **settings: Any) -> AsyncIterator[tu
     async with house_of(answer, *args, **settings) as (it, server):
         yield it, server
         await it.front.drained()
-        assert it.front._recorder._budget.held == 0
+        assert it.front._recorder.budget.held == 0
 
 
 async def ended(it: House, count: int = 1) -> list[Finished]:
@@ -153,7 +153,7 @@ async def test_a_request_of_an_unknown_model_is_told_as_a_404() -> None:
         (row,) = await ended(it)
     assert (row.model_id, row.path, row.status, row.metadata) == ("nobody", "/embeddings", 404, {})
     assert row.error == answer.json()["error"]["message"]
-    assert (row.granted, row.first_byte, row.request, row.response) == (0.0, 0.0, None, [])
+    assert (row.granted, row.first_byte, row.request, row.response) == (0.0, 0.0, None, ())
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ async def test_many_long_answers_share_one_budget(way: str) -> None:
         for client in clients:
             await client.head()
             await client.reader.readexactly(999_999)
-        budget = it.front._recorder._budget
+        budget = it.front._recorder.budget
         assert 0 < budget.held <= budget.whole + 10 * (HEAD_BYTES + TAIL_BYTES)
         go_on.set()
         rows = await ended(it, 10)
