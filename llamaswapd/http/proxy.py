@@ -32,6 +32,7 @@ from llamaswapd.http.loading import show_loading
 from llamaswapd.http.ordinary import Awaited, Relayed
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.server import cancelled_if_gone
+from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import CLIENT_LEFT
 from llamaswapd.http.upgrade import offers_websocket, passed_on, wanted_protocol
 from llamaswapd.http.upstream import Pool, Stale
@@ -47,11 +48,12 @@ COMFYUI_PATH = "/comfyui/"
 class Proxy:
     """The handlers of all requests that end at a model's server or at a peer."""
 
-    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, recorder: Recorder) -> None:
+    def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, recorder: Recorder, streams: Streams) -> None:
         self._engine = engine
         self._inflight = inflight
         self._pool = pool
         self._recorder = recorder
+        self._streams = streams
 
     # ---- the three ways to name a model
 
@@ -134,7 +136,8 @@ class Proxy:
         if _is_ignored(request, model):
             if not self._is_ready(model):
                 raise Conflict(f"model {model.id} is not loaded; ignored websocket requests cannot start it")
-            await self._forward(request, relay, model, body, target)
+            with self._streams.including(relay.cancel):  # a page that is left open must not hold up the end
+                await self._forward(request, relay, model, body, target)
             return
         with self._engine.lease(model.id) as lease:
             relay.lease = lease
@@ -250,7 +253,7 @@ class Proxy:
             host=pool.origin.authority,
             api_keys=self._engine.config.api_keys,
             peer=peer,
-            is_recorded=relay.answer_kept is not None,
+            is_recorded=relay.budget is not None,
             is_plain=relay.has_own_stream,
             upgrade=upgrade,
             authorization=pool.authorization,

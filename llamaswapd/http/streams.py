@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -22,10 +23,22 @@ class Streams:
 
     def __init__(self) -> None:
         self._closing = asyncio.Event()
+        self._others: set[Callable[[], object]] = set()
 
     def close(self) -> None:
         """End all streams, and those to come as soon as they begin; may be called twice."""
         self._closing.set()
+        for end in tuple(self._others):
+            end()
+
+    @contextmanager
+    def including(self, end: Callable[[], object]) -> Iterator[None]:
+        """Take what is done in the block for a stream too: `end` ends it."""
+        self._others.add(end)
+        try:
+            yield
+        finally:
+            self._others.discard(end)
 
     async def run(self, request: web.Request, response: web.StreamResponse, *writers: Writer) -> web.StreamResponse:
         """Send the head at once, then let the writers work, until one fails, the client leaves or the daemon stops.

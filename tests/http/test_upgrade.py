@@ -421,6 +421,17 @@ async def test_an_ignored_websocket_takes_nothing_and_is_not_shown(target: str) 
             assert not [event for event in events._items if event.type == "inflight"]
 
 
+async def test_an_ignored_websocket_does_not_hold_up_the_end() -> None:
+    async with house_of(agree, compat=Compat(ignore_websockets=True)) as (it, _):
+        it.engine.become("m", State.READY)
+        client = await offer(it)
+        await client.head()
+        it.front.close_streams()
+        await it.front.drained()
+        with pytest.raises(ConnectionResetError):  # it did not come to its own end
+            await client.reader.read()
+
+
 async def test_what_is_no_websocket_counts_for_a_model_that_ignores_those() -> None:
     proceed = asyncio.Event()
 
