@@ -275,7 +275,7 @@ class Inflight:
     def cancel(self, id_: str) -> bool:
         """Have whoever answers a request give it up; False if there is no such request."""
         entry = self._entries.get(int(id_)) if id_.isascii() and id_.isdigit() and len(id_) < 20 else None
-        if entry is None:
+        if entry is None or str(entry.id) != id_:
             return False
         entry.cancel()
         return True
