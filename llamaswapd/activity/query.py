@@ -56,7 +56,7 @@ def parse(values: Mapping[str, Sequence[str]]) -> Query:
     """Read the parameters of a query, name → all its values; raises RequestError with llama-swap's words."""
 
     def first(name: str) -> str:
-        return next(iter(values.get(name, ())), "")
+        return next(iter(values.get(name, ())), "").strip()
 
     limit = _integer(first("limit") or "25")
     if limit is None:
@@ -67,7 +67,7 @@ def parse(values: Mapping[str, Sequence[str]]) -> Query:
     sort = first("sort") or "id"
     if sort not in SORT_COLUMNS:
         raise RequestError(f"invalid sort column: {sort[:40]!r} is none of {', '.join(SORT_COLUMNS)}")
-    order = first("order") or "desc"
+    order = first("order").lower() or "desc"
     if order not in ("asc", "desc"):
         raise RequestError("order must be asc or desc")
     min_id = _at_least_one("min_id", first("min_id")) if first("min_id") else None

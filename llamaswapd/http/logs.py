@@ -43,8 +43,10 @@ class Logs:
         return await self._stream(request, own=own, models=None if models else ())
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer one log, `proxy`, `upstream` or a model's: its history, then live lines."""
+        """Answer one log, `proxy`, `upstream` or a model's, without a name all: its history, then live lines."""
         name = request.match_info["name"]
+        if not name:
+            return await self.stream_combined(request)
         if name == "proxy":
             return await self._stream(request, own=True, models=())
         if name == "upstream":

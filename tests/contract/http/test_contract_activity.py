@@ -335,6 +335,8 @@ def test_the_page_is_the_newest_25_rows_unless_asked_otherwise(house: Program) -
     [
         ("order=asc", [0, 1, 2]),
         ("order=desc", [2, 1, 0]),
+        ("order=ASC", [0, 1, 2]),
+        ("limit=%202%20&sort=%20prompt&page=&min_id=%20", [0, 2]),
         ("sort=id&order=asc", [0, 1, 2]),
         ("sort=time&order=asc", [0, 1, 2]),
         ("sort=prompt", [0, 2, 1]),

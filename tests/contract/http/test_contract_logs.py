@@ -52,6 +52,7 @@ def test_a_browser_is_led_to_the_pages(house: Program) -> None:
     ("path", "history"),
     [
         ("/logs/stream", "received /v1/chat/completions"),
+        ("/logs/stream/", "received /v1/chat/completions"),
         ("/logs/stream/proxy", "llama-swap listening on "),
         ("/logs/stream/upstream", "received /v1/chat/completions"),
         ("/logs/stream/streams", "received /v1/chat/completions"),
