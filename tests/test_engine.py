@@ -591,6 +591,22 @@ async def test_models_are_preloaded_one_after_the_other() -> None:
         assert counts(engine, "a") == counts(engine, "b") == (0, 0)
 
 
+async def test_a_preload_sends_a_request_that_is_in_flight() -> None:
+    seen: list[object] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append((await reader.readline(), counts(engine, "a")))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        proxy = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with running(swapping(model("a", proxy=proxy))) as (engine, _):
+            await engine.preload(["a"])
+            assert counts(engine, "a") == (0, 0)
+        server.close()
+    assert seen == [(b"GET / HTTP/1.1\r\n", (1, 0))]
+
+
 async def test_a_preload_that_fails_is_logged_and_the_next_one_follows(caplog: pytest.LogCaptureFixture) -> None:
     async with running(together(model("a"), model("b"))) as (engine, backend):
         backend.failures["a"] = StartError("no such program")

@@ -124,7 +124,7 @@ def live(house: _House) -> Iterator[Live]:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
+def folder(private: object) -> Iterator[Path]:
     """A folder for a daemon of the test's own, with a short path, for sockets."""
     path = Path(tempfile.mkdtemp(prefix="ls-", dir="/tmp"))
     yield path

@@ -12,6 +12,8 @@ import pytest
 from daemon_support import MARK, Daemon, Json, daemon, free_ports
 from live import MIRROR, Live, load, mirror, told
 
+pytestmark = pytest.mark.private
+
 SERVER = f"{sys.executable} -I -S {MIRROR}"
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 from live import Live
 
+pytestmark = pytest.mark.private
+
 MODEL = "cmd: 'x ${PORT}'"
 TWO = f"models: {{a: {{{MODEL}}}, b: {{{MODEL}}}}}"
 LONG = "n" * 64

@@ -10,6 +10,8 @@ import pytest
 from daemon_support import Json, command
 from live import MIRROR, Live, load, mirror, ready, told
 
+pytestmark = pytest.mark.private
+
 
 async def sent(live: Live, model: Json, body: str, path: str = "/v1/chat/completions") -> str:
     """Return the body that a model with these keys gets when a client sends this one."""

@@ -28,6 +28,8 @@ from daemon_support import (
 )
 from live import Live, held, load, mirror, ready, told, upstream
 
+pytestmark = pytest.mark.private
+
 TOGETHER = {"g": {"swap": False, "members": ["a", "b", "c"]}}
 ABC = {name: mirror(name) for name in "abc"}
 
@@ -305,6 +307,16 @@ async def test_the_names_of_session_headers_are_handed_to_the_ui(live: Live, sec
             if line.startswith("data:") and json.loads(line[5:])["type"] == "uiConfig":
                 assert json.loads(json.loads(line[5:])["data"]) == {"activity": {"session_id": names}}
                 break
+
+
+@pytest.mark.parametrize(("mib", "is_kept"), [(5, True), (0, False), (-1, False)])
+async def test_captures_are_kept_if_there_is_room_for_them(live: Live, mib: int, is_kept: bool) -> None:
+    it = await live.configure({"captureBuffer": mib, "models": {f"captured{mib}": mirror()}})
+    await it.chat(f"captured{mib}")
+    async with asyncio.timeout(10):
+        while (row := (await activity(it))[0])["model"] != f"captured{mib}":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert row["has_capture"] is is_kept
 
 
 async def test_performance_can_be_disabled(live: Live) -> None:

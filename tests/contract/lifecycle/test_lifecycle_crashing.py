@@ -13,6 +13,8 @@ import pytest
 from daemon_support import model
 from live import Live, logged_after, mirror, ready, told
 
+pytestmark = pytest.mark.private
+
 
 async def test_a_model_that_died_is_not_restarted_until_somebody_asks(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror()}})

@@ -9,6 +9,8 @@ import pytest
 from daemon_support import Json
 from live import Live, held, load, mirror, ready
 
+pytestmark = pytest.mark.private
+
 # A mate of the target's group, a member of another group, and one of a persistent group.
 OTHERS = {"o": {"swap": False, "exclusive": False, "members": ["o"]}}
 PERSISTENT = {"p": {"swap": False, "exclusive": False, "persistent": True, "members": ["p"]}}

@@ -9,6 +9,8 @@ import pytest
 from daemon_support import Answer, Daemon, model
 from live import Live, held, load, mirror
 
+pytestmark = pytest.mark.private
+
 ONE = {"concurrencyLimit": 1}
 
 

@@ -12,6 +12,8 @@ import pytest
 from daemon_support import Stream, client, command, model
 from live import Live, held, load, mirror
 
+pytestmark = pytest.mark.private
+
 RULE = "━━━━━"
 STREAMED = {"stream": True, "n": 2}
 
@@ -45,7 +47,7 @@ async def test_the_stream_begins_at_once_and_shows_progress_until_the_models_own
     assert shown.startswith(f"{RULE}\nllama-swap loading model: a/b:c\n\n")
     done = re.search(rf"Done! \((\d+\.\d\d)s\)\n{RULE}\n", shown)
     assert done is not None
-    assert float(done[1]) <= time.monotonic() - began
+    assert float(done[1]) <= time.monotonic() - began + 0.01  # it is rounded
     assert [json.loads(event)["choices"][0]["delta"]["content"] for event in events[-3:-1]] == ["0 ", "1 "]
     assert events[-1] == "[DONE]"
 

@@ -9,6 +9,8 @@ import pytest
 from daemon_support import Json
 from live import Live, load, mirror, ready
 
+pytestmark = pytest.mark.private
+
 PAIRS = {"bc": "b & c", "ac": "a & c", "ab": "a & b"}
 SPEECH = {"standard": "(g | q) & v"}
 

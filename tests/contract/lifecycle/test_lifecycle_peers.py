@@ -8,8 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from daemon_support import Json, daemon
 from live import Live
+
+pytestmark = pytest.mark.private
 
 
 @asynccontextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from daemon_support import Json, command, daemon, model
 from live import Live, logged_after, mirror, upstream
+
+pytestmark = pytest.mark.private
 
 
 def preloading(*names: str) -> Json:

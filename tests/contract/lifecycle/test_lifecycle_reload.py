@@ -11,6 +11,8 @@ import pytest
 from daemon_support import Daemon, Json, daemon, model, write
 from live import RELOADED, Live, held, load, mirror, ready, told
 
+pytestmark = pytest.mark.private
+
 TOGETHER = {"all": {"swap": False, "members": ["a", "b"]}}
 BROKEN = {
     "no YAML": ("models: [", "failed to reload config: "),

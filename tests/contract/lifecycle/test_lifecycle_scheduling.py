@@ -12,6 +12,8 @@ import pytest
 from daemon_support import Daemon, Events, Json, model
 from live import Live, held, load, mirror, ready, told
 
+pytestmark = pytest.mark.private
+
 ABC = {"a": mirror(), "b": mirror(), "c": mirror()}
 ALL_TOGETHER = {"all": {"swap": False, "members": ["a", "b", "c"]}}
 

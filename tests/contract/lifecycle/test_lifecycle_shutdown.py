@@ -16,6 +16,8 @@ import pytest
 from daemon_support import COMMAND, ROOT, alive, daemon, free_ports, model, surroundings, write
 from live import mirror, told
 
+pytestmark = pytest.mark.private
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_requests_in_flight_queued_and_loading_may_finish_then_models_stop_and_the_exit_is_0(

@@ -12,6 +12,8 @@ import pytest
 from daemon_support import MARK, MODELS, alive, command, model
 from live import Live, load, mirror, ready, told, upstream
 
+pytestmark = pytest.mark.private
+
 
 async def test_a_model_gets_the_daemons_environment_and_its_own_on_top(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(env=["OWN=1", "HOME=/nowhere", "OWN=2", "EMPTY="])}})

@@ -6,8 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from daemon_support import Daemon, model
 from live import Live, load, mirror, ready, told
+
+pytestmark = pytest.mark.private
 
 
 async def status_in_list(it: Daemon) -> dict[str, Any]:

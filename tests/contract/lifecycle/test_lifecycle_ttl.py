@@ -10,6 +10,8 @@ import pytest
 from daemon_support import model
 from live import Live, held, load, logged_after, mirror, ready
 
+pytestmark = pytest.mark.private
+
 TOGETHER = {"all": {"swap": False, "members": ["a", "b", "c", "d"]}}
 
 

@@ -14,6 +14,8 @@ import pytest
 from daemon_support import Answer, Daemon, alive, model
 from live import Live, held, load, mirror, ready, told
 
+pytestmark = pytest.mark.private
+
 ALL = {"all": {"swap": False, "members": ["a", "b", "c"]}}
 ROUTES = [
     ("GET", "/unload", b"OK"),

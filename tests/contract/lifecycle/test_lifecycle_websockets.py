@@ -9,6 +9,8 @@ import pytest
 from daemon_support import Daemon, model
 from live import Live, load, mirror, ready
 
+pytestmark = pytest.mark.private
+
 IGNORING = {"compat": {"ignoreWebsockets": True}}
 UPGRADES = [
     "Connection: Upgrade\r\nUpgrade: websocket\r\n",
