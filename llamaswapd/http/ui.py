@@ -65,7 +65,10 @@ class Ui:
         return await self._answer(request, name)
 
     async def favicon(self, request: web.Request) -> web.Response:
-        return await self._answer(request, "favicon.ico")
+        """Answer with the icon, which browsers would ask for again at every turn."""
+        answer = await self._answer(request, "favicon.ico")
+        answer.headers["Cache-Control"] = "max-age=86400"
+        return answer
 
     async def _answer(self, request: web.Request, name: str) -> web.Response:
         if not self._files:

@@ -55,7 +55,7 @@ async function ask() {
   $("question").value = "";
   const answer = new Answer(model);
   $("talk").append(answer.node);
-  answer.node.scrollIntoView({ block: "end" });
+  document.documentElement.scrollTop = document.documentElement.scrollHeight;
   const { signal } = (asking = new AbortController());
   write($("send"), "Stop");
   try {
@@ -116,7 +116,7 @@ class Answer {
   #usage = null;
   #timings = null;
   #isOver = false;
-  #load = el("pre", { class: "wrap" });
+  #load = el("div", { class: "told quiet" });
   #loadBox = el("details", { open: true, hidden: true }, el("summary", {}, "Loading"), this.#load);
   #thought = el("div", { class: "said quiet" });
   #thoughtBox = el("details", { open: true, hidden: true }, el("summary", {}, "Reasoning"), this.#thought);
@@ -147,7 +147,6 @@ class Answer {
     this.#loadBox.open = false;
     this.content += text;
     this.#grow(this.#said, text);
-    this.#drawState();
   }
 
   #reason(text) {
@@ -156,28 +155,29 @@ class Answer {
     const end = this.#told.startsWith(RULE) ? this.#told.indexOf(RULE, RULE.length) : 0;
     const split = end > 0 ? end + RULE.length : end === 0 ? 0 : this.#told.length;
     const [load, thought] = [this.#told.slice(0, split), this.#told.slice(split).trimStart()];
-    write(this.#load, load.replaceAll(RULE, "").trim());
+    write(this.#load, load.replaceAll(RULE, "").trim().replace(/\n{2,}/g, "\n"));
     write(this.#thought, thought);
     this.#loadBox.hidden = !load;
     this.#thoughtBox.hidden = !thought;
     if (thought) this.#loadBox.open = false;
     this.#grow(this.#thought, "");
-    this.#drawState();
   }
 
   #grow(node, text) {
     const page = document.documentElement;
-    const isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 120;
+    const isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 200;
     node.append(text);
+    this.#drawState();
     if (isAtEnd) page.scrollTop = page.scrollHeight;
   }
 
   fail(text) {
-    write(this.#failure, text);
+    this.#grow(this.#failure, text);
   }
 
   end() {
     this.#isOver = true;
+    this.#loadBox.open = false;
     this.#drawState();
     drawState = () => {};
   }
@@ -185,7 +185,8 @@ class Answer {
   #drawState() {
     if (!this.#isOver) {
       const state = stateOf(this.#model);
-      return write(this.#state, this.content || this.#told ? "answering …" : state === "ready" || !state ? "waiting …" : `${this.#model} is ${state} …`);
+      if (state && state !== "ready") return write(this.#state, `the model is ${state} …`);
+      return write(this.#state, this.content || this.#told ? "answering …" : "waiting …");
     }
     const parts = [`${((performance.now() - this.#began) / 1000).toFixed(1)} s`];
     if (this.#first) parts.unshift(`first word after ${((this.#first - this.#began) / 1000).toFixed(1)} s`);

@@ -91,7 +91,7 @@ function charts() {
   const found = [
     { title: "CPU", unit: "%", top: 100, points: line(samples, (row) => mean(row.cpu_util_per_core ?? [])) },
     { title: "Memory", unit: "MiB", top: last.mem_total_mb, points: line(samples, (row) => row.mem_used_mb) },
-    { title: "Load, 1 min", unit: "", top: Math.max(1, last.cpu_util_per_core?.length ?? 1), points: line(samples, (row) => row.load_avg_1) },
+    { title: "Load, 1 min", unit: "", top: Math.max(last.cpu_util_per_core?.length ?? 1, ...samples.map((row) => row.load_avg_1)), points: line(samples, (row) => row.load_avg_1) },
     { title: "Network", unit: "B/s", top: 0, points: rates(samples) },
   ];
   if (last.swap_total_mb) {

@@ -39,11 +39,13 @@ on("modelStatus", (rows) => {
   for (const { id, state } of rows) if (state === "ready") failures.delete(id);
   draw();
   look();
+  if (selectors.length) lookForSelectors();
+});
+on("inflight", () => lookLater());
+on("open", () => {
+  lookForProfiles();
   lookForSelectors();
 });
-on("inflight", () => look());
-on("activity", () => look());
-on("open", () => lookForProfiles());
 on("profileChanged", ({ active }) => {
   $("profile").value = active ?? "";
   lookForProfiles();
@@ -66,6 +68,7 @@ const look = gathered(1000, async () => {
   }
   draw();
 });
+const lookLater = gathered(5000, look);
 setInterval(() => running.size && look(), 15000);
 setInterval(() => isShown && !document.hidden && running.size && draw(), 1000);
 document.addEventListener("visibilitychange", () => look());
@@ -111,6 +114,7 @@ async function load(id) {
   }
   loads.delete(id);
   draw();
+  look();
 }
 
 const post = (path) => call(path, { method: "POST" }).catch((error) => notice(error.message));

@@ -10,7 +10,7 @@ const PHASES = ["queued", "loading", "first_byte", "streaming"];
 // Heading, what the daemon sorts by, and a cell's content.
 const COLUMNS = [
   ["#", "id", captureButton],
-  ["Time", "time", (row) => new Date(row.timestamp).toLocaleString()],
+  ["Time", "time", (row) => when(new Date(row.timestamp))],
   ["Model", "model", (row) => row.model],
   ["Path", "req_path", (row) => row.req_path],
   ["Status", "resp_status_code", (row) => statusCell(row)],
@@ -21,7 +21,7 @@ const COLUMNS = [
   ["Out/s", "gen_speed", (row) => speed(row.tokens.tokens_per_second)],
   ["Took", "duration", (row) => took(row)],
 ];
-const NUMBERS = new Set(["id", "resp_status_code", "prompt", "cached", "generated", "prompt_speed", "gen_speed"]);
+const NUMBERS = new Set(["id", "prompt", "cached", "generated", "prompt_speed", "gen_speed"]);
 
 const inflight = new Map(); // id → entry, with `at`: when we were told
 let isShown = false;
@@ -61,7 +61,7 @@ function drawInflight() {
 }
 
 function inflightRow({ id, model, method, req_path: path, remote_ip: ip, req_headers: headers }) {
-  const time = el("td", { class: "number" });
+  const time = el("td");
   const state = el("td");
   const cancel = el("button", {
     type: "button",
@@ -86,7 +86,7 @@ on("open", () => later());
 on("modelStatus", () => fill($("activity-model"), [["", "all"], ...ours()]));
 
 // Under load there is news all the time; of another page than the first, nobody wants rows that move.
-const later = gathered(1000, () => isShown && !document.hidden && page === 1 && refresh());
+const later = gathered(2000, () => isShown && !document.hidden && page === 1 && refresh());
 document.addEventListener("visibilitychange", () => later());
 
 $("activity-model").addEventListener("change", () => turnTo(1));
@@ -181,6 +181,12 @@ function statusCell(row) {
   const isError = row.resp_status_code >= 400 || row.error_msg;
   const text = el("span", { class: isError ? "failure" : "", textContent: String(row.resp_status_code) });
   return row.error_msg ? el("span", {}, text, el("span", { class: "why", title: row.error_msg }, row.error_msg)) : text;
+}
+
+/** The time of day, with the date of another day before it. */
+function when(time) {
+  const isToday = time.toDateString() === new Date().toDateString();
+  return isToday ? time.toLocaleTimeString() : time.toLocaleString();
 }
 
 const count = (tokens) => (tokens > 0 ? number(tokens) : "–");

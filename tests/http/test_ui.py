@@ -92,6 +92,13 @@ async def test_the_folder_is_read_once_and_not_before_it_is_needed(tmp_path: Pat
 # ---- caching
 
 
+async def test_a_file_is_asked_for_each_time_but_the_icon_once_a_day() -> None:
+    async with house(Engine()) as it:
+        assert (await it.ask("/ui/app.js")).headers["cache-control"] == "no-cache"
+        assert (await it.ask("/ui/")).headers["cache-control"] == "no-cache"
+        assert (await it.ask("/favicon.ico")).headers["cache-control"] == "max-age=86400"
+
+
 async def test_who_has_a_file_is_told_so() -> None:
     async with house(Engine()) as it:
         tag = (await it.ask("/ui/app.js")).headers["etag"]
@@ -160,7 +167,6 @@ async def test_a_browser_is_told_to_run_nothing_but_these_files() -> None:
             assert headers["content-security-policy"].startswith("default-src 'self';")
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["referrer-policy"] == "no-referrer"
-            assert headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".ico")])
