@@ -5,6 +5,7 @@ import { Backoff, call, lines, on } from "./live.js";
 import { ours } from "./models.js";
 
 const KEPT = 5000; // lines
+const COLOURS = /\x1b\[[\d;]*[A-Za-z]/g; // for terminals
 
 let source = "";
 let reading = null; // AbortController
@@ -68,7 +69,7 @@ async function follow(wanted) {
       backoff.reset();
       for await (const line of lines(response)) {
         if (signal.aborted) return;
-        fresh.push(line);
+        fresh.push(line.replace(COLOURS, ""));
         soon();
       }
       say("ended; reconnecting …");

@@ -2,7 +2,7 @@
 
 import { $, bytes, el, fill, gathered, keyed, millis, notice, number, span, write } from "./dom.js";
 import { call, get, on } from "./live.js";
-import { ours } from "./models.js";
+import { names } from "./models.js";
 
 const SHOWN_AT_MOST = 200; // in flight
 const PHASES = ["queued", "loading", "first_byte", "streaming"];
@@ -21,6 +21,7 @@ const COLUMNS = [
   ["Out/s", "gen_speed", (row) => speed(row.tokens.tokens_per_second)],
   ["Took", "duration", (row) => took(row)],
 ];
+const identity = ({ id, timestamp, has_capture: kept }) => `${id} ${timestamp} ${kept}`; // a restart counts from 1 again
 const NUMBERS = new Set(["id", "prompt", "cached", "generated", "prompt_speed", "gen_speed"]);
 
 const inflight = new Map(); // id → entry, with `at`: when we were told
@@ -32,7 +33,7 @@ let order = "desc";
 export function show() {
   isShown = true;
   drawInflight();
-  fill($("activity-model"), [["", "all"], ...ours()]);
+  fill($("activity-model"), [["", "all"], ...names()]);
   refresh();
 }
 
@@ -57,7 +58,7 @@ setInterval(() => inflight.size && drawInflight(), 1000);
 function drawInflight() {
   if (!isShown || document.hidden) return;
   write($("inflight-count"), String(inflight.size));
-  keyed($("inflight"), [...inflight.values()].slice(0, SHOWN_AT_MOST), ({ id }) => id, inflightRow);
+  keyed($("inflight"), [...inflight.values()].slice(0, SHOWN_AT_MOST), identity, inflightRow);
 }
 
 function inflightRow({ id, model, method, req_path: path, remote_ip: ip, req_headers: headers }) {
@@ -83,7 +84,7 @@ function inflightRow({ id, model, method, req_path: path, remote_ip: ip, req_hea
 
 on("activity", () => later());
 on("open", () => later());
-on("modelStatus", () => fill($("activity-model"), [["", "all"], ...ours()]));
+on("modelStatus", () => fill($("activity-model"), [["", "all"], ...names()]));
 
 // Under load there is news all the time; of another page than the first, nobody wants rows that move.
 const later = gathered(2000, () => isShown && !document.hidden && page === 1 && refresh());
@@ -127,7 +128,7 @@ function drawActivity({ data, total, total_pages: pages }) {
   if (!data.length && page > 1 && pages) return turnTo(pages);
   keyed($("activity-head"), COLUMNS, ([, key]) => key, heading);
   const longest = Math.max(1, ...data.map((row) => row.duration_ms));
-  keyed($("activity"), data.map((row) => ({ ...row, longest })), ({ id }) => id, activityRow);
+  keyed($("activity"), data.map((row) => ({ ...row, longest })), identity, activityRow);
   write($("page"), total ? `page ${page} of ${pages}` : "nothing yet");
   $("newer").disabled = page <= 1;
   $("older").disabled = page >= pages;
