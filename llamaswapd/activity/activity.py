@@ -11,11 +11,11 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from llamaswapd.activity import usage
-from llamaswapd.activity.captures import SUCCESS, Capture, Captures
+from llamaswapd.activity.captures import Capture, Captures
 from llamaswapd.activity.content import Undecodable, unframed, unpacked
 from llamaswapd.activity.counts import Counts, ModelCounts
 from llamaswapd.activity.query import Query
-from llamaswapd.activity.record import Finished
+from llamaswapd.activity.record import SUCCESS, Finished
 from llamaswapd.activity.rows import Row, shown
 from llamaswapd.activity.store import Store
 from llamaswapd.activity.usage import NO_TOKENS, Tokens
@@ -23,7 +23,7 @@ from llamaswapd.config.schema import Config
 from llamaswapd.errors import NotFound
 from llamaswapd.observe import Event, Feed
 
-BATCH = 256  # requests at once: what that costs delays one request in as many
+BATCH = 128  # requests at once: what that costs delays one request in as many
 DELAY_S = 0.05  # how late a row may be
 LONG_BYTES = 64 * 1024  # of an answer that is read in another thread
 LONG_WAITING_BYTES = 64 * 1024 * 1024  # of such answers; of what comes beyond, only the ends are kept
@@ -97,6 +97,9 @@ class Activity:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+        if entries and all([finished.is_plain for finished in entries]):  # noqa: C419, a generator takes longer
+            self._record_plain(entries)
+            return
         for finished in entries:
             response = finished.response
             body = response[0] if len(response) == 1 else b"".join(response)
@@ -130,8 +133,38 @@ class Activity:
         store.add(_tuple(Row, row))
         if captures.limit and not finished.is_cut:
             captures.add(id_, Capture(finished, body))
+            finished.request, finished.response = None, ()
         if self._events.members:
             self._events.publish(Event("activity", {"id": id_}))
+
+    def _record_plain(self, entries: list[Finished]) -> None:
+        """Make the same of many plain requests at once, for a third of the time.
+
+        Their rows and captures are not made before somebody asks for them.
+        """
+        store, captures, id_ = self._store, self._captures, self._store.last_id
+        groups: dict[str, list[Finished]] = {}
+        for finished in entries:
+            finished.id = id_ = id_ + 1
+            response = finished.response
+            body = response[0] if len(response) == 1 else b"".join(response)
+            found = None
+            if "event-stream" not in finished.content_type:
+                found = usage.at_a_glance(body, is_chunked=finished.is_chunked)
+            finished.tokens, finished.took_ms = found or read(finished, body)[:2]
+            group = groups.get(finished.model_id)
+            if group is None:
+                groups[finished.model_id] = [finished]
+            else:
+                group.append(finished)
+        for model_id, group in groups.items():
+            self._counts[model_id].add_all(group)
+        store.extend(entries)
+        if captures.limit:
+            captures.extend(entries)
+        if self._events.members:
+            for finished in entries:
+                self._events.publish(Event("activity", {"id": finished.id}))
 
     # ---- what takes longer
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import zlib
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
-from llamaswapd.activity.record import Finished, Pairs
+from llamaswapd.activity.record import SUCCESS, Finished, Pairs
 from llamaswapd.observe import clean, shown_headers
 
 ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
 COMPRESSED_FROM_BYTES = 16 * 1024
-SUCCESS = 200
 COMPRESSION_LEVEL = 1  # what is said compresses well enough by it, and quickly
 
 # Paths whose bodies are large and say little: audio and pictures.
@@ -42,7 +44,6 @@ class Capture:
         path = finished.path
         request = None if path in REQUESTS_NOT_KEPT else finished.request
         response = None if finished.status != SUCCESS or path in RESPONSES_NOT_KEPT else body
-        finished.request, finished.response = None, ()
         self.finished = finished
         self.is_compressed = False
         self._held = request, response, False
@@ -96,12 +97,13 @@ class Captures:
         self.limit = limit_bytes
         self.uncompressed: deque[int] = deque()  # large ones, of which some may be gone
         self._kept: dict[int, Capture] = {}
-        self._order: deque[int] = deque()
+        self._order: deque[int] = deque()  # of their ids
+        self._plain: deque[Finished] = deque()  # plain requests, which are their own captures, by id
         self._bytes = 0
         self._large_bytes = 0  # of those that are to be compressed
 
     def __contains__(self, id_: object) -> bool:
-        return id_ in self._kept
+        return id_ in self._kept or self._plain_with(id_) is not None
 
     def add(self, id_: int, capture: Capture) -> None:
         """Keep a capture, if captures are kept at all; ids come in order."""
@@ -120,8 +122,29 @@ class Captures:
         if self._bytes > self.limit or self._large_bytes > 2 * self.limit:
             self._make_room()
 
+    def extend(self, entries: Sequence[Finished]) -> None:
+        """Keep plain requests; ids come in order."""
+        held = 0
+        for finished in entries:
+            size = ENTRY_BYTES + finished.heads_bytes + finished.answer_bytes
+            if finished.request is not None:
+                size += len(finished.request)
+            finished.size = size
+            held += size
+        self._plain.extend(entries)
+        self._bytes += held
+        if self._bytes > self.limit:
+            self._make_room()
+
     def get(self, id_: int) -> Capture | None:
-        return self._kept.get(id_)
+        if id_ in self._kept:
+            return self._kept[id_]
+        plain = self._plain_with(id_)
+        return Capture(plain, b"".join(plain.response)) if plain is not None else None
+
+    def _plain_with(self, id_: object) -> Finished | None:
+        at = bisect_left(self._plain, id_, key=attrgetter("id")) if isinstance(id_, int) else len(self._plain)
+        return self._plain[at] if at < len(self._plain) and self._plain[at].id == id_ else None
 
     def compressed(self, id_: int, bodies: tuple[bytes | None, bytes | None]) -> None:
         """Take the compressed bodies of a capture, if it is still there and they are not too large."""
@@ -137,9 +160,16 @@ class Captures:
         self._make_room()
 
     def _make_room(self) -> None:
-        order, limit = self._order, self.limit
-        while order and (self._bytes > limit or self._large_bytes > 2 * limit):
-            self._drop(order.popleft())
+        order, plain, limit = self._order, self._plain, self.limit
+        while self._bytes > limit or self._large_bytes > 2 * limit:
+            if plain and not (order and order[0] < plain[0].id):
+                oldest = plain.popleft()
+                self._bytes -= oldest.size
+                oldest.request, oldest.response = None, ()  # its row may stay longer
+            elif order:
+                self._drop(order.popleft())
+            else:
+                return
 
     def _drop(self, id_: int) -> None:
         capture = self._kept.pop(id_, None)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Sequence
+
+from llamaswapd.activity.record import SUCCESS, Finished
 
 # Upper bounds of the classes, in seconds: from what a proxy adds to what a load or a long answer takes.
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -23,6 +27,19 @@ class Histogram:
     def observe(self, seconds: float) -> None:
         self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.sum += seconds
+
+    def observe_all(self, seconds: list[float]) -> None:
+        """The same for many at once, which are put in order."""
+        seconds.sort()
+        self.sum += sum(seconds)
+        counts, at = self.counts, 0
+        for place, bound in enumerate(BOUNDS_S):
+            if at == len(seconds):
+                return
+            behind = bisect_right(seconds, bound, at)
+            counts[place] += behind - at
+            at = behind
+        counts[-1] += len(seconds) - at
 
 
 class ModelCounts:
@@ -53,6 +70,18 @@ class ModelCounts:
             kind = self.first_byte
             kind.counts[bisect_left(BOUNDS_S, first_byte)] += 1
             kind.sum += first_byte
+
+    def add_all(self, group: Sequence[Finished]) -> None:
+        """Count plain requests of this model, with their tokens."""
+        requests = self.requests
+        requests[SUCCESS] = requests.get(SUCCESS, 0) + len(group)
+        self.duration.observe_all([each.ended - each.began for each in group])
+        self.waiting.observe_all([each.granted - each.began for each in group if each.granted])
+        self.first_byte.observe_all([each.first_byte - each.began for each in group if each.first_byte])
+        for tokens, times in Counter([each.tokens for each in group]).items():
+            self.input += tokens.input * times
+            self.output += tokens.output * times
+            self.cached += max(tokens.cached, 0) * times
 
 
 class Counts(dict[str, ModelCounts]):

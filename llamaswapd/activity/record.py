@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from llamaswapd.activity.rows import Row, Stored
+from llamaswapd.activity.usage import Tokens
+
 Pairs = Iterable[tuple[str, str]]
 
 NO_METADATA: Mapping[str, str] = {}
+SUCCESS = 200
+PLAIN_BYTES = 8 * 1024  # of a plain request, and of its answer
 
 
 class Finished:
@@ -32,9 +37,9 @@ class Finished:
     """
 
     __slots__ = (
-        "began", "content_encoding", "content_type", "ended", "ended_ns", "error", "first_byte", "granted",
-        "heads_bytes", "is_chunked", "is_cut", "load_began", "metadata", "method", "model_id", "path", "request",
-        "request_headers", "response", "response_headers", "status",
+        "answer_bytes", "began", "content_encoding", "content_type", "ended", "ended_ns", "error", "first_byte",
+        "granted", "heads_bytes", "id", "is_chunked", "is_cut", "load_began", "metadata", "method", "model_id", "path",
+        "request", "request_headers", "response", "response_headers", "size", "status", "tokens", "took_ms",
     )  # fmt: skip
 
     model_id: str
@@ -58,3 +63,29 @@ class Finished:
     response: Sequence[bytes]
     is_chunked: bool
     is_cut: bool
+    answer_bytes: int  # in `response`
+
+    # What the activity notes of a plain request.
+    id: int
+    tokens: Tokens
+    took_ms: float
+    size: int  # bytes that its capture holds
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is short, was answered with success, and can be read as it is."""
+        return (
+            self.answer_bytes <= PLAIN_BYTES
+            and self.status == SUCCESS
+            and not (self.error or self.content_encoding or self.is_cut)
+            and (self.request is None or len(self.request) <= PLAIN_BYTES)
+            and self.method == "POST"
+        )
+
+    def stored(self) -> Stored:
+        """Return the row of a plain request, in the order of COLUMNS."""
+        return Row(
+            self.id, self.ended_ns, self.model_id, self.path, self.content_type, self.status, self.tokens,
+            self.took_ms, self.began, self.load_began, self.granted, self.first_byte, self.ended, self.error,
+            self.metadata,
+        ).stored()  # fmt: skip

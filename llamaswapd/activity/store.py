@@ -13,10 +13,10 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from llamaswapd.activity.query import MOST_NUMBER, SORT_COLUMNS, Query
-from llamaswapd.activity.rows import COLUMNS, Row, Stored
+from llamaswapd.activity.rows import COLUMNS, Stored
 from llamaswapd.errors import ConfigError, Problem
 
 WRITE_AFTER_S = 1.0
@@ -61,6 +61,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class Keepable(Protocol):
+    """What a row is made of when it is wanted."""
+
+    @property
+    def id(self) -> int: ...
+
+    def stored(self) -> Stored: ...
+
+
 class Store:
     """The rows. `add` costs next to nothing and may be called at any time; `open` first, `close` in the end."""
 
@@ -69,7 +78,7 @@ class Store:
         self.path = path
         self.last_id = 0  # that was ever used
         self._rows = rows
-        self._added: deque[Row] = deque(maxlen=self._limit)
+        self._added: deque[Keepable] = deque(maxlen=self._limit)
         self._writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -105,7 +114,7 @@ class Store:
         self._added = deque(self._added, self._limit)
         self._file.limit = self._limit
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Keepable) -> None:
         """Keep a row; its id is higher than that of any other."""
         self._added.append(row)
         self.last_id = row.id
@@ -113,6 +122,16 @@ class Store:
             if self._timer is None:
                 self._write_later()
             elif len(self._added) == WRITE_ROWS and not self._file.trouble:
+                self._write_soon()
+
+    def extend(self, rows: Sequence[Keepable]) -> None:
+        """Keep rows, whose ids are higher than that of any other and in order."""
+        self._added.extend(rows)
+        self.last_id = rows[-1].id
+        if self.path:
+            if self._timer is None:
+                self._write_later()
+            elif len(self._added) >= WRITE_ROWS and not self._file.trouble:
                 self._write_soon()
 
     # ---- questions
@@ -131,7 +150,7 @@ class Store:
 
     # ---- writing
 
-    def _taken(self) -> list[Row]:
+    def _taken(self) -> list[Keepable]:
         rows = list(self._added)
         self._added.clear()
         return rows
@@ -203,20 +222,20 @@ class Database:
         self._sql.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         return int(last_id)
 
-    def close(self, rows: Sequence[Row]) -> None:
+    def close(self, rows: Sequence[Keepable]) -> None:
         self.take(rows)
         if self.trouble:
             [[left]] = self._sql.execute(f"SELECT count(*) FROM {RECENT}")
             log.warning("%d rows of the activity are lost: %s: %s", left, self._path, self.trouble)
         self._sql.close()
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def take(self, rows: Sequence[Keepable]) -> None:
         """Take over rows and, if there is a file, write to it all that is not in there."""
         self._keep(rows)
         if self._path:
             self._save()
 
-    def page(self, rows: Sequence[Row], query: Query) -> tuple[list[Stored], int]:
+    def page(self, rows: Sequence[Keepable], query: Query) -> tuple[list[Stored], int]:
         self.take(rows)
         where, values = _conditions(query)
         direction = "DESC" if query.is_descending else "ASC"
@@ -231,7 +250,7 @@ class Database:
 
         return self._read(read)
 
-    def newest(self, rows: Sequence[Row], count: int) -> list[Stored]:
+    def newest(self, rows: Sequence[Keepable], count: int) -> list[Stored]:
         self.take(rows)
 
         def read(source: str) -> list[Stored]:
@@ -239,7 +258,7 @@ class Database:
 
         return self._read(read)[::-1]
 
-    def stats(self, rows: Sequence[Row], model_id: str) -> dict[str, object]:
+    def stats(self, rows: Sequence[Keepable], model_id: str) -> dict[str, object]:
         self.take(rows)
         where, values = ("WHERE model_id = ?", (model_id,)) if model_id else ("WHERE true", ())
 
@@ -302,7 +321,7 @@ class Database:
             self._complain(error)
             return read(RECENT)
 
-    def _keep(self, rows: Sequence[Row]) -> None:
+    def _keep(self, rows: Sequence[Keepable]) -> None:
         for at in range(0, len(rows), INSERTED_ROWS):
             stored = [row.stored() for row in rows[at : at + INSERTED_ROWS]]
             marks = ", ".join([f"({', '.join('?' * len(COLUMNS))})"] * len(stored))

@@ -79,10 +79,12 @@ class Recorder:
         if kept is None:
             finished.response, finished.is_cut = (relay.whole_answer,) if relay.whole_answer else (), False
             finished.is_chunked = False
+            finished.answer_bytes = len(relay.whole_answer)
         else:
             kept.release()
             finished.response, finished.is_cut = kept.pieces, kept.is_cut
             finished.is_chunked = relay.is_in_chunks
+            finished.answer_bytes = kept.size
         if relay.request_kept is not None:
             relay.request_kept.release()
         relay.answer_kept = relay.request_kept = relay.budget = None

@@ -41,6 +41,7 @@ def finished(body: bytes = b"{}", **values: Any) -> Finished:
         "response": [body],
         "is_chunked": False,
         "is_cut": False,
+        "answer_bytes": len(body),
     }
     assert values.keys() <= defaults.keys()
     for name, value in (defaults | values).items():

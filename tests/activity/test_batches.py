@@ -15,6 +15,7 @@ import pytest
 from llamaswapd.activity import activity as module
 from llamaswapd.activity.activity import BATCH, LONG_BYTES, Activity, read
 from llamaswapd.activity.query import Query
+from llamaswapd.activity.record import Finished
 from llamaswapd.config.schema import Config, Store
 from llamaswapd.errors import ConfigError, NotFound
 from llamaswapd.observe import Event, Feed
@@ -289,3 +290,79 @@ async def test_closing_waits_for_nothing_but_what_has_to_be_written() -> None:
     assert it._compressing is not None
     await it.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# ---- many plain requests at once
+
+ANSWERS = (
+    b"{}",
+    USAGE,
+    b'{"id":"\\"usage\\":{","usage":{"prompt_tokens":5,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":2}}}',
+    b'{"usage":{"prompt_tokens":1},"timings":{"prompt_n":7,"predicted_n":8,"prompt_ms":900.0,"predicted_ms":800.5}}',
+    chunked(b'{"x":1,', b'"usage":{"prompt_tokens":9}}'),
+    chunked(b'data: {"message":{"usage":{"input_tokens":4}}}\n\n', b'data: {"usage":{"output_tokens":5}}'),
+    b"no json",
+)
+
+
+def plain_requests() -> list[Finished]:
+    random_ = random.Random(3)
+    made = []
+    for number in range(300):
+        body = random_.choice(ANSWERS)
+        began, waited = 100.0 + number, random_.choice([0.0, 0.02, 3.0])
+        made.append(
+            finished(
+                body,
+                model_id=random_.choice("ab"),
+                is_chunked=body[:1] not in b"{n",
+                content_type="text/event-stream" if b"data:" in body else "application/json",
+                request=random_.choice([None, b"{}", b"x" * 500]),
+                path=random_.choice(["/v1/chat/completions", "/v1/audio/speech", "/v1/images/edits"]),
+                began=began,
+                granted=began + waited if random_.random() < 0.9 else 0.0,
+                first_byte=began + waited + 0.3 if random_.random() < 0.9 else 0.0,
+                ended=began + waited + random_.choice([0.001, 1.0, 700.0]),
+                metadata={"fifo_priority": "0"},
+                request_headers=lambda: [("X-A", "1")],
+            )
+        )
+    return made
+
+
+async def told(entries: list[Finished], **config: int) -> tuple[object, ...]:
+    async with activity(**config) as it:
+        for each in entries:
+            it.add(each)
+        found = await rows(it)
+        captures = [await it.capture(int(str(row["id"]))) for row in found if row["has_capture"]]
+        counts = {
+            model: [
+                *(counts.requests, counts.input, counts.output, counts.cached),
+                *((kind.counts, round(kind.sum, 6)) for kind in (counts.duration, counts.waiting, counts.first_byte)),
+            ]
+            for model, counts in it.counts.items()
+        }
+        return found, captures, counts, await it.stats("a")
+
+
+async def test_many_at_once_make_what_they_make_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(each.is_plain for each in plain_requests())
+    at_once = await told(plain_requests())
+    monkeypatch.setattr(Finished, "is_plain", False)
+    assert at_once == await told(plain_requests())
+
+
+async def test_the_oldest_plain_captures_make_room_and_their_rows_stay() -> None:
+    async with activity(capture_buffer=1) as it:
+        for _ in range(400):
+            it.add(finished(b"x" * 4000, request=b"y" * 4000))
+        found = await rows(it)
+        kept = [row["id"] for row in found if row["has_capture"]]
+        assert len(found) == 400
+        assert kept == [*range(401 - len(kept), 401)]
+        assert 2**20 // 9100 <= len(kept) <= 2**20 // 8000
+        assert sum(len(each.response[0]) + len(each.request or b"") for each in it._captures._plain) <= 2**20
+        it.add(finished(b"z" * 600_000))  # a large one, later than all of these
+        await rows(it)
+        assert (await it.capture(401))["resp_body"]
