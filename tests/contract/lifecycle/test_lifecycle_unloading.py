@@ -180,18 +180,20 @@ async def test_cmd_stop_is_run_with_the_pid_and_the_models_environment_in_place_
     assert told_to.read_text() == f"{pid} mine noise\n"
 
 
-@pytest.mark.parametrize("stop", ["true", "false", "/nonexistent/program", "sleep 60"])
-async def test_a_cmd_stop_that_fails_or_does_nothing_leaves_the_model_its_grace_and_then_sigkill(
-    live: Live, stop: str
-) -> None:
-    it = await live.configure({"models": {"a": model("--slow-stop", 0, cmdStop=stop, unloadTimeout=1)}})
-    async with it.lines("/logs/stream/a?no-history") as lines:
-        pid = (await told(it, "a"))["pid"]
+async def test_a_cmd_stop_that_fails_or_does_nothing_leaves_the_model_its_grace_and_then_sigkill(live: Live) -> None:
+    stops = {"nothing": "true", "failing": "false", "missing": "/nonexistent/program", "lasting": "sleep 60"}
+    models = {name: model("--slow-stop", 0, cmdStop=stop, unloadTimeout=1) for name, stop in stops.items()}
+    it = await live.configure({"models": models, "groups": {"g": {"swap": False, "members": [*models]}}})
+    async with it.lines("/logs/stream/upstream?no-history") as lines:
+        pids = [(await told(it, name))["pid"] for name in models]
         began = time.monotonic()
         await it.ask("/unload")
         assert 1 <= time.monotonic() - began < 3
-        assert not alive([pid])
-        assert await anext(lines) != "SIGTERM"
+        assert not alive(pids)
+        await told(it, "nothing")
+        said = [await anext(lines) for _ in range(4 * len(models) + 1)]
+    assert said[-1].startswith("listening on")
+    assert "SIGTERM" not in said
 
 
 async def test_everything_the_model_started_is_killed_whatever_its_session(live: Live) -> None:
