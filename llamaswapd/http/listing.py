@@ -183,8 +183,7 @@ def status_records(config: Config, statuses: Iterable[Status]) -> list[Record]:
     return [
         *(_status(status.model, status.state) for status in statuses),
         *(
-            {"id": found.id, "name": f"{found.peer.id}: {found.model}", "description": "", "state": "",
-             "unlisted": False, "peerID": found.peer.id}
+            {"id": found.id, "name": "", "description": "", "state": "", "unlisted": False, "peerID": found.peer.id}
             for found in config.peer_models
         ),
     ]  # fmt: skip

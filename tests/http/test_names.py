@@ -359,8 +359,8 @@ async def test_a_models_status_is_told_field_by_field() -> None:
             "id": "b", "state": "stopped", "name": " B ", "description": "d", "unlisted": True, "peerID": "",
             "aliases": ["x", "b:1"], "capabilities": {"vision": True, "function_calling": True}, "context_length": 4096,
         },
-        {"id": "p/far", "state": ""} | plain | {"name": "p: far", "peerID": "p"},
-        {"id": "p/z", "state": ""} | plain | {"name": "p: z", "peerID": "p"},
+        {"id": "p/far", "state": ""} | plain | {"peerID": "p"},
+        {"id": "p/z", "state": ""} | plain | {"peerID": "p"},
     ]  # fmt: skip
 
 

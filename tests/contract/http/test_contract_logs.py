@@ -13,11 +13,16 @@ pytestmark = pytest.mark.private
 WRONG = "invalid logger. Use 'proxy', 'upstream' or a model's ID"
 
 
-@pytest.fixture(autouse=True)
+SAID = "received /v1/messages"  # by the model `streams`
+TOLD = '"GET /told-by-the-program HTTP/1.1" 404 '
+
+
+@pytest.fixture(autouse=True, scope="module")
 def talkative(house: Program) -> None:
-    """A model that has said something."""
-    house.chat("streams")
-    eventually(lambda: "received /v1/chat/completions" in house.get("/logs").text)
+    """A model and a program that have said something."""
+    house.post("/v1/messages", {"model": "streams"})
+    house.get("/told-by-the-program")
+    eventually(lambda: SAID in house.get("/logs").text and TOLD in house.get("/logs").text)
 
 
 def read_until(response: http.client.HTTPResponse, text: str) -> str:
@@ -32,8 +37,8 @@ def read_until(response: http.client.HTTPResponse, text: str) -> str:
 def test_logs_are_the_combined_history(house: Program) -> None:
     answer = house.get("/logs")
     assert (answer.status, answer.header("Content-Type")) == (200, "text/plain")
-    assert "llama-swap listening on http://" in answer.text
-    assert "received /v1/chat/completions" in answer.text
+    assert TOLD in answer.text
+    assert SAID in answer.text
 
 
 def test_only_what_log_to_stdout_selects_is_combined(broken: Program) -> None:
@@ -51,12 +56,12 @@ def test_a_browser_is_led_to_the_pages(house: Program) -> None:
 @pytest.mark.parametrize(
     ("path", "history"),
     [
-        ("/logs/stream", "received /v1/chat/completions"),
-        ("/logs/stream/", "received /v1/chat/completions"),
-        ("/logs/stream/proxy", "llama-swap listening on "),
-        ("/logs/stream/upstream", "received /v1/chat/completions"),
-        ("/logs/stream/streams", "received /v1/chat/completions"),
-        ("/logs/stream/streams/further/segments", "received /v1/chat/completions"),
+        ("/logs/stream", SAID),
+        ("/logs/stream/", SAID),
+        ("/logs/stream/proxy", TOLD),
+        ("/logs/stream/upstream", SAID),
+        ("/logs/stream/streams", SAID),
+        ("/logs/stream/streams/further/segments", SAID),
         ("/logs/stream/alias", "echo listens"),
         ("/logs/stream/other/alias", "echo listens"),
         ("/logs/stream/other%2Falias", "echo listens"),
@@ -86,13 +91,13 @@ def test_without_history_a_stream_is_live_only(house: Program, path: str, live: 
     with house.asking("GET", f"{path}?{query}") as response:
         house.post("/v1/rerank", {"model": "streams"})
         seen = read_until(response, live)
-    assert "listening on" not in seen
-    assert "received /v1/chat/completions" not in seen
+    assert TOLD not in seen
+    assert SAID not in seen
 
 
 def test_a_models_log_holds_nothing_of_others(house: Program) -> None:
     with house.asking("GET", "/logs/stream/streams") as response:
-        seen = read_until(response, "received /v1/chat/completions")
+        seen = read_until(response, SAID)
     assert "echo listens" not in seen
     assert "[INFO]" not in seen
 
@@ -146,6 +151,14 @@ def test_a_request_to_a_model_is_a_line_too(house: Program) -> None:
     assert f'"POST /v1/responses HTTP/1.1" 200 {len(answer.body)} "for-the-log" ' in access_line(house, "for-the-log")
 
 
+@pytest.mark.xfail(strict=True, reason="http/ordinary.py lets the client's leaving cancel what has been answered")
+def test_an_answer_that_is_complete_is_logged_so_though_its_client_leaves_at_once(house: Program) -> None:
+    agent = {"User-Agent": "leaves-at-once"}
+    for _ in range(60):
+        assert house.post("/upstream/m/v1/embeddings", {}, agent).status == 200
+    assert '"POST /upstream/m/v1/embeddings HTTP/1.1" 499' not in house.get("/logs").text
+
+
 def test_some_paths_are_not_logged(house: Program) -> None:
     for path in ("/wol-health", "/api/performance", "/metrics", "/metrics?x", "/wol-health/y"):
         house.get(path, {"User-Agent": "silent"})
@@ -156,7 +169,7 @@ def test_some_paths_are_not_logged(house: Program) -> None:
 
 def test_lines_that_people_look_for_are_there(house: Program) -> None:
     house.chat("m")
-    logs = house.get("/logs").text
+    logs = house.log
     assert re.search(r"\[INFO\] <m> Health check passed on http://127\.0\.0\.1:\d+/health", logs)
     assert re.search(r"\[INFO\] llama-swap listening on http://127\.0\.0\.1:\d+", logs)
 
