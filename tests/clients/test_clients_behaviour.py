@@ -48,6 +48,33 @@ def test_a_page_may_ask_for_the_models(service: Service) -> None:
     assert {model["object"] for model in models} == {"model"}
 
 
+@pytest.mark.parametrize("model", ["shown", "shown-packed"])
+def test_a_model_that_shows_its_loading_answers_after_it(client: Any, rows: Rows, model: str) -> None:
+    client.chat.completions.create(model="scripted", messages=QUESTION)  # which has the other one unloaded
+    rows.next()
+    usage = {"stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(model=model, messages=QUESTION, stream=True, **usage))
+    said = [choice.delta for chunk in chunks for choice in chunk.choices]
+    thoughts = "".join(getattr(delta, "reasoning_content", None) or "" for delta in said)
+    assert f"loading model: {model}\n" in thoughts
+    assert "Done!" in thoughts
+    assert "".join(delta.content or "" for delta in said) == "I have read 21 characters"
+    assert counts(rows.next()) == (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens)
+
+
+def test_a_helper_that_checks_every_chunk_is_not_disturbed_by_the_loading(client: Any) -> None:
+    client.chat.completions.create(model="scripted", messages=QUESTION)
+    with client.chat.completions.stream(model="shown", messages=QUESTION) as stream:
+        completion = stream.get_final_completion()
+    assert completion.choices[0].message.content == "I have read 21 characters"
+
+
+@pytest.mark.parametrize(("stream", "error"), [(True, openai.APIError), (False, openai.InternalServerError)])
+def test_a_client_is_told_that_a_model_does_not_load(client: Any, stream: bool, error: type[Exception]) -> None:
+    with pytest.raises(error, match="upstream command exited prematurely"):
+        list(client.chat.completions.create(model="broken", messages=QUESTION, stream=stream))
+
+
 async def test_a_conversation_with_its_title_and_its_tags_at_the_same_time(service: Service) -> None:
     forwarded = {"X-OpenWebUI-User-Name": "Zo%C3%AB", "X-OpenWebUI-Chat-Id": "1"}
     question = {"stream": True, "stream_options": {"include_usage": True}, "model": "red", "messages": QUESTION}
@@ -176,12 +203,17 @@ def test_a_stream_that_its_client_closes_is_cancelled_at_the_model(service: Serv
     assert (row["model"], row["req_path"], row["resp_status_code"]) == ("scripted", "/v1/chat/completions", 200)
 
 
-def test_a_request_that_its_client_gives_up_is_cancelled_at_the_model(service: Service, client: Any) -> None:
+def test_a_request_that_its_client_gives_up_is_cancelled_at_the_model(
+    service: Service, client: Any, rows: Rows
+) -> None:
     client.chat.completions.create(model="scripted", messages=QUESTION)
-    left, body = service.stats("scripted")["left"], {"until": NEVER}
+    assert rows.next()["resp_status_code"] == 200
+    body = {"until": NEVER}
     with pytest.raises(openai.APITimeoutError):
         client.chat.completions.create(model="scripted", messages=QUESTION, extra_body=body, timeout=0.5)
-    service.stats("scripted", left=left + 1)
+    row = rows.next()
+    assert (row["resp_status_code"], counts(row)) == (499, (0, 0))
+    service.stats("scripted", waiting=0)
 
 
 # ---- HTTP of all kinds
