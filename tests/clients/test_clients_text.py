@@ -36,6 +36,7 @@ def test_the_usage_and_speed_of_a_streamed_chat_are_in_its_row(client: Any, rows
     assert row["resp_content_type"] == "text/event-stream"
 
 
+@pytest.mark.skipif(pydantic.VERSION.startswith("1."), reason="OpenAI's client parses answers with pydantic 2 only")
 def test_an_answer_has_the_shape_that_was_asked_for(client: Any, rows: Rows) -> None:
     class Choice(pydantic.BaseModel):
         color: Literal["red", "blue"]
