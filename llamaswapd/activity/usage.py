@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 WORDS = (b'"usage"', b'"timings"', b'"metrics"')
 MOST_TOKENS = 2**40  # of one answer; sums of them stay far below what SQLite can hold
+CLIENT_LEFT = 499  # there was no answer: nginx's number for it
 MESSAGE_LIMIT = 500  # characters of an error message, as in llama-swap
 OBJECT_END_IN_CHUNKS = b"}\r\n0\r\n\r\n"
 LINES_OF_ONE_CHUNK = 4  # its size, itself, the last chunk's size, the end
@@ -137,6 +138,8 @@ def error_message(body: bytes, status: int) -> str:
                 if isinstance(text, str) and text.strip():
                     text = text.strip()
                     return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "..."
+    if status == CLIENT_LEFT:
+        return f"{status} client left"
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

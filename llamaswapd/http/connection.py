@@ -28,6 +28,7 @@ from llamaswapd.http.wire import Templates
 
 if TYPE_CHECKING:
     from llamaswapd.http.express import Exchange, Express
+    from llamaswapd.http.relay import Relay
     from llamaswapd.http.server import Handler
 
 HEAD_TIMEOUT_S = (
@@ -65,7 +66,7 @@ class Connection(Link):
 
     __slots__ = (
         "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_handed", "_last_shape", "_left", "_loop",
-        "_site", "deadline", "has_left", "is_paused", "is_writable", "on_gone", "on_writable", "peer",
+        "_site", "deadline", "has_left", "is_paused", "is_writable", "on_gone", "on_writable", "peer", "relay",
     )  # fmt: skip
 
     def __init__(self, site: Site, loop: asyncio.AbstractEventLoop) -> None:
@@ -74,6 +75,7 @@ class Connection(Link):
         self.on_gone: Callable[[], object] | None = None
         self.on_writable: Callable[[bool], object] | None = None
         self.has_left = False  # it sends no more
+        self.relay: Relay | None = None  # of aiohttp's request at hand, if it goes to a model
         self.peer = ""  # the client's address, "" for a UNIX socket
         self.deadline: float | None = loop.time() + HEAD_TIMEOUT_S  # by which the client must have sent something
         self._site = site

@@ -17,7 +17,7 @@ from llamaswapd.engine import Engine
 from llamaswapd.errors import Error, RequestError
 from llamaswapd.http.answers import error_answer, redirect, text_answer
 from llamaswapd.http.auth import authorize
-from llamaswapd.http.server import Handler
+from llamaswapd.http.server import Handler, connection_of
 from llamaswapd.http.traffic import CLIENT_LEFT, UNLOGGED_PATHS, Traffic, printable
 from llamaswapd.observe import TOKEN, remote_ip
 
@@ -44,7 +44,7 @@ class Gate:
     async def middleware(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         began = time.monotonic()
         self._traffic.begin()
-        response = None
+        connection_of(request).relay = response = None
         try:
             response = await self._answer(request, handler)
             return response
@@ -55,8 +55,9 @@ class Gate:
 
     def _log(self, request: web.Request, response: web.StreamResponse | None, duration_s: float) -> None:
         """Tell the access log of a request."""
-        status = response.status if response is not None else CLIENT_LEFT
-        size = getattr(request.writer, "output_size", 0)  # of a stream, head included
+        relay = connection_of(request).relay  # a client that leaves in mid-stream gets no response, but got something
+        status = response.status if response is not None else (relay and relay.status) or CLIENT_LEFT
+        size = getattr(request.writer, "output_size", 0) or (relay.size if relay else 0)  # of a stream, head included
         if response is not None:
             size = (response.content_length if isinstance(response, web.Response) else response.body_length) or size
         ip = printable(remote_ip(request.headers, request.remote or ""))

@@ -26,6 +26,7 @@ class Awaited(Relay):
 
     def __init__(self, request: web.BaseRequest, path: str, sent_path: str) -> None:
         self.connection = connection_of(request)
+        self.connection.relay = self
         super().__init__("", request.method, path, request.headers, self.connection.peer)
         self.keep_alive = bool(request.keep_alive)
         self.sent_path = sent_path
