@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from llamaswapd.errors import Error, TooManyRequests, Unauthorized, envelope
+from llamaswapd.errors import Error, StartError, TooManyRequests, Unauthorized, envelope
 
 # Everything that may stand in a redirect's target as it is. A backslash may not: browsers take it for a slash.
 TARGET_SAFE = "/%:@!$&'()*+,;=~?-._[]"
@@ -38,6 +38,8 @@ def error_answer(error: Error, accept: str) -> web.Response:
         headers["WWW-Authenticate"] = 'Basic realm="llama-swap"'
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, StartError):
+        headers["X-Should-Retry"] = "false"  # else the clients of OpenAI and Anthropic start it twice more at once
     return web.Response(status=error.status, body=body, headers=headers)
 
 

@@ -264,6 +264,7 @@ async def test_a_model_that_cannot_start_is_an_error_answer() -> None:
         answer = await client.answer()
     assert answer.status == 500
     assert answer.json()["error"]["message"] == "unspecific error: upstream command exited prematurely"
+    assert answer.headers["x-should-retry"] == "false"
 
 
 STREAMING = b'{"model":"m","stream":true}'
