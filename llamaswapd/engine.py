@@ -255,7 +255,9 @@ class _Run:
 class _History:
     """What is remembered of a model when it has stopped."""
 
-    ready_at: float = 0.0  # monotonic
+    began: float = 0.0  # its last start; these are monotonic
+    ready_at: float = 0.0
+    ended_at: float = 0.0  # its last run
     loads_s: deque[float] = field(default_factory=lambda: deque(maxlen=LOADS_KEPT))  # that succeeded
 
 
@@ -336,11 +338,19 @@ class Engine:
             actions = self._scheduler.leave(model.id, now)
         else:
             self._leases.pop(lease.ticket, None)
+            if not lease.is_granted:
+                self._note_load(lease)
             actions = self._scheduler.release(lease.ticket, now)
         if actions:
             self._perform(actions)
         if model.ttl > 0:
             self._arm(self._scheduler.deadline_of(model.id))
+
+    def _note_load(self, lease: Lease) -> None:
+        """Say since when the model of a lease that comes to nothing has been loading, if it has."""
+        history = self._histories.get(lease.model.id)
+        if history is not None and history.began > max(history.ready_at, history.ended_at):
+            lease.load_began = history.began
 
     # ---- listings
 
@@ -461,7 +471,9 @@ class Engine:
                     lease.grant(self._runs.get(lease.model.id))
                     self.observer.on_wait(lease.model.id, lease.granted_at - lease.requested)
                 case Refuse(ticket, error):
-                    self._leases.pop(ticket).refuse(error)
+                    refused = self._leases.pop(ticket)
+                    self._note_load(refused)
+                    refused.refuse(error)
                 case Position(ticket, place):
                     self._leases[ticket].position = place
                 case Start(model_id):
@@ -500,6 +512,7 @@ class Engine:
 
     def _start(self, model_id: str) -> None:
         run = self._runs[model_id] = _Run(self.config.models[model_id])
+        self._histories.setdefault(model_id, _History()).began = run.began
         run.task = asyncio.create_task(self._run(run), name=f"run {model_id}")
 
     async def _run(self, run: _Run) -> None:
@@ -539,6 +552,7 @@ class Engine:
             self._perform(self._scheduler.gone(model_id, now))
         else:
             self._perform(self._scheduler.failed(model_id, error, now))
+        self._histories[model_id].ended_at = time.monotonic()
         self._changed()
 
     def _ready(self, run: _Run) -> None:

@@ -913,6 +913,20 @@ async def test_a_lease_knows_since_when_it_waited_and_for_which_load() -> None:
         at_once.release()
 
 
+async def test_a_lease_that_comes_to_nothing_tells_since_when_its_model_was_loading() -> None:
+    async with running(swapping(slow("a"), model("b"))) as (engine, backend):
+        with engine.lease("a") as left:
+            await backend.units.get()
+        assert left.requested <= left.load_began <= time.monotonic()
+        with suppress(Unloaded), engine.lease("a") as refused:
+            await asyncio.gather(refused.granted(), engine.unload(["a"]))
+        assert refused.load_began == left.load_began
+        await load(engine, "b")
+        with engine.lease("b"), engine.lease("a") as queued:
+            pass
+        assert queued.load_began == 0
+
+
 # ---- listings
 
 

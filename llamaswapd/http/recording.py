@@ -54,8 +54,8 @@ class Recorder:
         finished.first_byte = relay.first_byte
         finished.metadata = relay.about
         lease = relay.lease
-        if lease is not None and lease.is_granted:
-            finished.granted = lease.granted_at or began
+        if lease is not None:
+            finished.granted = (lease.granted_at or began) if lease.is_granted else 0.0
             finished.load_began = lease.load_began
         else:  # nobody waits for a peer
             finished.granted = began if relay.to_peer else 0.0
