@@ -434,7 +434,7 @@ def test_statistics_sum_up_the_rows_of_a_model(house: Program) -> None:
 
 
 def test_statistics_of_nothing_are_zero(house: Program) -> None:
-    stats = house.get("/api/metrics/stats?model=nobody").json()
+    stats = house.get("/api/metrics/stats?model=never-asked-for").json()
     assert (stats["total_requests"], stats["prompt_histogram"]) == (0, None)
 
 

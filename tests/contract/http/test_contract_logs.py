@@ -151,7 +151,6 @@ def test_a_request_to_a_model_is_a_line_too(house: Program) -> None:
     assert f'"POST /v1/responses HTTP/1.1" 200 {len(answer.body)} "for-the-log" ' in access_line(house, "for-the-log")
 
 
-@pytest.mark.xfail(strict=True, reason="http/ordinary.py lets the client's leaving cancel what has been answered")
 def test_an_answer_that_is_complete_is_logged_so_though_its_client_leaves_at_once(house: Program) -> None:
     agent = {"User-Agent": "leaves-at-once"}
     for _ in range(60):
