@@ -162,6 +162,10 @@ class Relay(InflightEntry):
         else:
             self._upstream.pause_reading()
 
+    def on_interim(self, shape: Shape) -> None:
+        if self._is_http11 and not self.status:
+            self.connection.write(_render_interim(shape))
+
     def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
         self.answer = shape, digits
         self.framing = framing
@@ -296,6 +300,13 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
     rendered = (behind, None) if before is None else (before, behind)
     shape.rendered[is_http11, keep_alive] = rendered
     return rendered
+
+
+def _render_interim(shape: Shape) -> bytes:
+    """Return the head of an interim answer as the client gets it."""
+    listed = names_in(shape.fields, b"connection")
+    lines = [field.line for field in shape.fields if field.name not in HOP_BY_HOP and field.name not in listed]
+    return b"\r\n".join((b"HTTP/1.1" + shape.status_line[8:], *lines, b"", b""))
 
 
 def chunk(data: bytes) -> bytes:

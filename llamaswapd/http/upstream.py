@@ -30,6 +30,7 @@ from llamaswapd.http.wire import (
     parse_head,
 )  # fmt: skip
 
+CONTINUE = 100
 NO_LIMIT_S = 1e9  # where asyncio would take None for a default of its own
 LONGEST_KEEPALIVE_S = 32767  # tcp(7) takes no more
 IDLE_CONNECTIONS = 512  # kept per origin
@@ -70,6 +71,9 @@ def parse_base(url: str) -> tuple[Origin, str]:
 
 class AnswerSink(Protocol):
     """Who gets an answer. Called from the connection's callbacks; must not raise."""
+
+    def on_interim(self, shape: Shape) -> None:
+        """A head came that says something, but is not the answer's, such as 103 (RFC 9110 section 15.2)."""
 
     def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
         """The final head came, and `data`, the part of the body that came with it; may be empty.
@@ -219,7 +223,6 @@ class Upstream(Link):
         else:
             found = self._read_new_head(data)
             if found is None:
-                self._head = data
                 return
             shape, digits, data = found
             pool.last_shape = shape if shape.is_reusable and shape.status != SWITCHING_PROTOCOLS else None
@@ -240,23 +243,25 @@ class Upstream(Link):
             self._end()
 
     def _read_new_head(self, data: bytes) -> tuple[Shape, bytes, bytes] | None:
-        """Return what a head says, its digits, and what comes behind it; None if it is not complete."""
+        """Return what a head says, its digits, and what comes behind it; None if it is not complete, and is kept."""
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0:
                 self._check_unfinished_head(data)
+                self._head = data
                 return None
             found = _templates.read(data[: end + 4])
             assert found is not None
             data = data[end + 4 :]
             shape, digits = found
-            # Interim answers are dropped: they say nothing that a client of ours has to know.
             if shape.status >= 200:
                 return shape, digits, data
             if shape.status == SWITCHING_PROTOCOLS:
                 if self._upgrades:
                     return shape, digits, data
                 raise Malformed("it switches protocols without being asked to")
+            if shape.status != CONTINUE and self._sink is not None:  # a client that awaits 100 has had ours
+                self._sink.on_interim(shape)
 
     @staticmethod
     def _check_unfinished_head(data: bytes) -> None:

@@ -41,6 +41,9 @@ class Sink:
         self.has_ended = False
         self.error: UpstreamError | None = None
 
+    def on_interim(self, shape: Shape) -> None:
+        """Of no interest here."""
+
     def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
         self.shape, self.digits, self.content = shape, digits, data
 

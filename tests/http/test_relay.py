@@ -57,6 +57,9 @@ async def test_an_answer_may_be_cut_at_every_byte(answer: bytes, body: bytes) ->
         for request in requests:
             client.writer.write(request)
             head = await client.head()
+            if b"103 Early" in answer:
+                assert (head.status, head.headers) == (103, {"link": "x"})
+                head = await client.head()
             assert head.status == int(answer.rpartition(b"HTTP/1.1 ")[2][:3])
             assert await client.reader.readexactly(len(body)) == body
         assert server.connections == 1  # each was seen to its end, none was retried
@@ -422,3 +425,33 @@ async def test_a_body_that_cannot_be_kept_is_an_error_that_names_the_place(monke
         answer = await client.answer()
     assert answer.status == 500
     assert "/nonexistent" in answer.json()["error"]["message"]
+
+
+# ---- interim answers
+
+
+async def test_interim_answers_pass_but_for_100_and_what_concerns_one_connection_only() -> None:
+    interim = (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: a\r\nConnection: x-own\r\nX-Own: 1\r\n\r\n"
+        b"HTTP/1.1 102 Processing\r\n\r\n"
+    )
+    async with house_of(fixed(interim + OK)) as (it, _):
+        client = await it.connect()
+        client.writer.write(chat())
+        assert [(await client.head()).status for _ in range(2)] == [103, 102]
+        assert (await client.answer()).body == b"ok"
+        client.writer.write(chat(version="1.0"))
+        assert (await client.answer()).body == b"ok"
+
+
+async def test_interim_answers_do_not_get_into_a_stream_of_our_own() -> None:
+    stream = b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + OK
+    async with house_of(fixed(stream), send_loading_state=True) as (it, _):
+        it.engine.ready.clear()
+        client = await it.connect()
+        client.writer.write(chat(b'{"model":"m","stream":true}'))
+        await it.engine.waited.wait()
+        it.engine.ready.set()
+        text = (await client.reader.readuntil(b"0\r\n\r\n")).decode()
+    assert text.startswith("HTTP/1.1 200 OK")
+    assert "103" not in text

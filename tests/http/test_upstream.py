@@ -27,6 +27,9 @@ class Sink:
         self.data = b""
         self.over = asyncio.Event()
 
+    def on_interim(self, shape: Shape) -> None:
+        """Of no interest here."""
+
     def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
         self.told.append(shape.status)
         self.data += data

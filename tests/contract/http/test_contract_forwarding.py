@@ -215,7 +215,6 @@ def wished(house: Program, wish: Mapping[str, object]) -> bytes:
     return house.exchange(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
 
-@pytest.mark.xfail(strict=True, reason="interim answers are dropped in http/upstream.py; the contract has them pass")
 def test_early_hints_pass(house: Program) -> None:
     hints = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
     answer = wished(house, raw(hints, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"))
