@@ -315,7 +315,7 @@ class Exchange(Relay):
             self._send(upstream)
             return True
         self._phase = Phase.SERVER
-        self._do(self._connect(to.pool, is_first=True))
+        self._do(partial(self._connect, to.pool, is_first=True))
         if self._left:
             self._hold()
             connection.pause_reading()
@@ -379,19 +379,19 @@ class Exchange(Relay):
             self._answered(self.status, self.size)
         elif isinstance(error, Stale) and self._text:
             self._phase = Phase.SERVER
-            self._do(self._connect(error.pool, is_first=False))
+            self._do(partial(self._connect, error.pool, is_first=False))
         else:
             self._phase = Phase.CAUSE
             self.connection.deadline = None
-            self._do(self._explain(error))
+            self._do(partial(self._explain, error))
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that takes a task."""
+    def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something that takes a task, which may be cancelled before it begins."""
         self._task = self._express.run(self._guarded(work))
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:
             log.exception("unexpected error while answering %s", self.path)
             self.end()
