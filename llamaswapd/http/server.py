@@ -191,13 +191,19 @@ def cancelled_if_gone(request: web.BaseRequest) -> Iterator[None]:
         connection.on_gone = None
 
 
-def _last_if_chunked(make: Callable[..., web.BaseRequest], message: Any, *context: Any) -> web.BaseRequest:
-    """Make a request; close its connection after it if its body comes in chunks.
+def _fit_for_aiohttp(make: Callable[..., web.BaseRequest], message: Any, *context: Any) -> web.BaseRequest:
+    """Make a request, of a message that is changed where aiohttp would stumble over it.
 
-    aiohttp takes a trailer of such a body for a header of the next request (seen in 3.8.4 and 3.14.5), whose length or
-    key it then may change.
+    It takes a trailer of a body in chunks for a header of the next request (seen in 3.8.4 and 3.14.5), whose length or
+    key it then may change: the connection is closed after it. And it fails to quote an Expect header that is no text.
     """
-    return make(message._replace(should_close=True) if message.chunked else message, *context)
+    if message.chunked:
+        message = message._replace(should_close=True)
+    if not message.headers.get("Expect", "").isascii():
+        headers = message.headers.copy()
+        headers["Expect"] = ascii(headers["Expect"])
+        message = message._replace(headers=headers)
+    return make(message, *context)
 
 
 class Site:
@@ -210,7 +216,7 @@ class Site:
         self._loop = asyncio.get_running_loop()
         manager = runner.server
         assert manager is not None
-        manager.request_factory = partial(_last_if_chunked, manager.request_factory)
+        manager.request_factory = partial(_fit_for_aiohttp, manager.request_factory)
         self._manager = manager
         self._servers: list[asyncio.Server] = []
         self._look: asyncio.TimerHandle | None = None
