@@ -94,8 +94,6 @@ def _model(model: ModelConfig, config: Config) -> ModelConfig:
         health_check_timeout=config.health_check_timeout,
         send_loading_state=config.send_loading_state if loading is None else loading,
         check_endpoint=_endpoint(model.check_endpoint),
-        name=model.name.strip(),
-        description=model.description.strip(),
         filters=_filters(model.filters),
         timeouts=_timeouts(model.timeouts),
         systemd={**config.systemd, **model.systemd},

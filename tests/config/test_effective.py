@@ -96,9 +96,9 @@ def test_ids_may_look_like_anything(load_text: Load) -> None:
     assert [model.id for model in config.models.values()] == list(config.models)
 
 
-def test_names_in_listings_are_trimmed(load_text: Load) -> None:
+def test_names_stay_as_written_for_those_who_show_them_so(load_text: Load) -> None:
     found = model(load_text, "name: ' A model ', description: ' the  best '")
-    assert (found.name, found.description) == ("A model", "the  best")
+    assert (found.name, found.description) == (" A model ", " the  best ")
 
 
 @pytest.mark.parametrize(("written", "slots"), [("", 50), ("concurrencyLimit: 3", 50), ("concurrencyLimit: 80", 80)])

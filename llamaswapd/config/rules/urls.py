@@ -33,6 +33,6 @@ def url_problem(text: str) -> str | None:
         _ = url.port  # raises where it is no number or too large
     except ValueError as error:
         return f'"{text}": {error}'
-    if bad := _BAD_ESCAPE.search(url.path):
+    if bad := _BAD_ESCAPE.search(url.netloc + url.path):
         return f'invalid URL escape "{bad[0]}"'
     return None

@@ -197,7 +197,6 @@ async def test_it_is_refused_with_this_text(live: Live, text: str, message: str)
     assert message in await live.refused(text)
 
 
-@pytest.mark.xfail(strict=True, reason="config/rules/urls.py looks for bad escapes in the path only, not in the host")
 @pytest.mark.parametrize("text", [model("proxy: 'http://%zz'"), "peers: {p: {proxy: 'http://%zz', models: [x]}}"])
 async def test_a_bad_escape_in_the_host_of_a_proxy_is_refused(live: Live, text: str) -> None:
     assert "proxy URL" in await live.refused(text)

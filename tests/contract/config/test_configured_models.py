@@ -164,7 +164,6 @@ async def test_names_and_descriptions_are_listed_trimmed_and_not_at_all_if_blank
     assert not {"name", "description"} & {*b}
 
 
-@pytest.mark.xfail(strict=True, reason="config/effective.py trims the name before `/running` sees it")
 async def test_a_name_stands_in_running_as_it_is(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(name="  A name ")}})
     await load(it, "a")

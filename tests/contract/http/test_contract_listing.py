@@ -127,7 +127,6 @@ def test_running_tells_what_a_model_runs_on(house: Program) -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="config/effective.py trims name and description for all, not only /v1/models")
 def test_running_shows_names_as_written_and_the_time_to_live(house: Program) -> None:
     house.get("/upstream/never-used/x")
     try:
