@@ -24,7 +24,7 @@ async def test_a_model_that_died_is_not_restarted_until_somebody_asks(live: Live
         await events.until(lambda: events.states.get("a") == "ready")
         os.kill(first, signal.SIGKILL)
         await events.until(lambda: events.states.get("a") == "stopped")
-    assert "[WARN] <a> ended by itself" in await logged_after(it, mark, "ended by itself")
+    await logged_after(it, mark, "[WARN] <a> ")
     assert await it.running() == {}
     assert (await told(it, "a"))["pid"] != first
 
@@ -39,6 +39,7 @@ async def test_a_request_in_flight_gets_502_if_no_headers_had_come(live: Live, t
         assert (await waiting).status == 502
 
 
+@pytest.mark.ours("an answer that is cut is cut visibly")
 async def test_an_answer_that_has_begun_is_cut_visibly(live: Live) -> None:
     it = await live.configure({"models": {"a": model()}})
     async with it.stream("a", n=5, die_after=2) as stream:

@@ -100,6 +100,7 @@ async def test_groups_may_stand_below_routing(live: Live) -> None:
     assert await ready(it) == {"m", "t"}
 
 
+@pytest.mark.ours("it words the refusal in another way")
 async def test_a_member_that_is_no_model_is_refused_at_a_reload_and_what_runs_goes_on(live: Live) -> None:
     it = await live.configure({"models": MODELS})
     await load(it, "m")

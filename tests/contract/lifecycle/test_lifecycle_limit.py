@@ -69,6 +69,7 @@ async def test_upstream_counts(live: Live, tmp_path: Path) -> None:
         assert is_refused(await it.ask("/upstream/a/anything"))
 
 
+@pytest.mark.ours("event streams go on during a reload")
 async def test_a_preload_counts(live: Live, tmp_path: Path) -> None:
     preload = {"on_startup": {"preload": ["a"]}}
     it = await live.configure({"models": {}})

@@ -30,6 +30,7 @@ async def peer(answer: asyncio.Event) -> AsyncIterator[Json]:
         server.close()
 
 
+@pytest.mark.ours("a peer's model goes by its full name")
 async def test_they_are_in_flight_and_recorded(live: Live) -> None:
     answer = asyncio.Event()
     async with peer(answer) as peers:
@@ -46,6 +47,7 @@ async def test_they_are_in_flight_and_recorded(live: Live) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.ours("a reload leaves alone what it does not change")
 async def test_they_go_on_during_a_reload_and_an_unload(live: Live) -> None:
     answer = asyncio.Event()
     async with peer(answer) as peers:

@@ -33,6 +33,7 @@ async def test_the_listener_is_open_meanwhile(folder: Path) -> None:
         (folder / "go").touch()
 
 
+@pytest.mark.ours("event streams go on during a reload")
 async def test_they_are_loaded_again_after_each_reload(live: Live) -> None:
     config = {"models": {"a": mirror()}, "hooks": preloading("a")}
     it = await live.configure(config)
@@ -44,6 +45,7 @@ async def test_they_are_loaded_again_after_each_reload(live: Live) -> None:
         await events.until(lambda: events.states.get("a") == "ready")
 
 
+@pytest.mark.ours("the line of a failure says why")
 async def test_a_failure_is_logged_and_the_next_one_follows(live: Live) -> None:
     it = await live.configure({"models": {}})
     mark = len(it.log)
@@ -64,6 +66,7 @@ async def test_blank_unknown_and_peer_names_are_dropped(live: Live) -> None:
     assert it.log[mark:].count("preloading model: ") == 1
 
 
+@pytest.mark.ours("event streams go on during a reload")
 async def test_without_a_suitable_group_they_swap_each_other_out(live: Live) -> None:
     it = await live.configure({"models": {}})
     async with it.events() as events:

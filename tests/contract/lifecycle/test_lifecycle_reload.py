@@ -55,6 +55,7 @@ async def test_no_connection_is_refused_meanwhile(live: Live) -> None:
     assert {*statuses} == {200}
 
 
+@pytest.mark.ours("a reload leaves alone what it does not change")
 async def test_unchanged_models_run_on_and_their_requests_too(live: Live, tmp_path: Path) -> None:
     it = await live.configure({"models": {"a": mirror()}})
     pid = (await told(it, "a"))["pid"]
@@ -79,6 +80,7 @@ async def test_changed_models_do_not_survive(live: Live, changed: Json) -> None:
     assert (await told(it, "a"))["pid"] != pid
 
 
+@pytest.mark.ours("event streams go on during a reload")
 async def test_removed_models_do_not_survive(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(), "b": mirror()}, "groups": TOGETHER})
     await load(it, "a", "b")
@@ -138,6 +140,7 @@ async def row_of(it: Daemon, name: str) -> Json:
     return dict(rows[0])
 
 
+@pytest.mark.ours("a reload leaves alone what it does not change")
 async def test_what_is_not_about_models_is_applied_at_once(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(aliases=["alias"])}})
     pid = (await told(it, "a"))["pid"]

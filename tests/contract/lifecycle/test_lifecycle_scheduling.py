@@ -157,6 +157,7 @@ async def test_requests_that_meet_a_stopping_model_wait_and_start_it_again(live:
     assert await ready(it) == {"a"}
 
 
+@pytest.mark.ours("a swap is overtaken for a bounded time")
 async def test_overlapping_clients_keep_nobody_else_waiting_for_longer_than_the_bound(live: Live) -> None:
     """Two clients take turns on a, so that it is never idle; b is served all the same, and then a again."""
     it = await live.configure({"overtakeLimit": 1, "models": {"a": model(), "b": mirror()}})
@@ -191,6 +192,7 @@ async def test_no_bound_is_needed_where_nobody_overtakes(live: Live, tmp_path: P
     assert sorted(name for name, _ in served) == ["b", "b", "c", "c"]
 
 
+@pytest.mark.ours("an unload delays nobody else")
 @pytest.mark.parametrize("options", ["--deaf", "--deaf --hang-health"], ids=["ready", "starting"])
 async def test_an_unload_of_a_hung_model_delays_nobody_else(live: Live, options: str) -> None:
     models: Json = {"a": model(options, unloadTimeout=5), "b": mirror(), "c": mirror()}

@@ -39,6 +39,7 @@ async def test_a_model_runs_in_the_daemons_directory_with_nothing_to_read_in_a_g
     assert facts["group"] == facts["pid"]
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_what_a_model_writes_to_stdout_and_stderr_goes_to_its_log(live: Live) -> None:
     talkative = (
         f"sh -c 'echo to-stdout; echo to-stderr >&2; exec {sys.executable} -S {MODELS / 'instant.py'} ${{PORT}}'"
@@ -49,6 +50,7 @@ async def test_what_a_model_writes_to_stdout_and_stderr_goes_to_its_log(live: Li
         assert {await anext(lines), await anext(lines)} == {"to-stdout", "to-stderr"}
 
 
+@pytest.mark.ours("it does not notice while the child holds its output")
 async def test_a_main_process_that_exits_is_a_failed_start_even_if_a_child_lives_on(live: Live) -> None:
     forking = command(f"sh -c '{sys.executable} -S {MODELS / 'instant.py'} ${{PORT}} & echo child $!'")
     it = await live.configure({"models": {"a": forking}})
@@ -61,7 +63,7 @@ async def test_a_main_process_that_exits_is_a_failed_start_even_if_a_child_lives
 
 
 async def test_without_a_check_a_model_is_ready_before_it_listens_and_may_give_502(live: Live) -> None:
-    it = await live.configure({"models": {"a": model("--listen-after", 60, checkEndpoint=" NONE ")}})
+    it = await live.configure({"models": {"a": model("--listen-after", 60, checkEndpoint=" none ")}})
     answer = await it.chat("a")
     assert answer.status == 502
     assert await ready(it) == {"a"}
@@ -80,6 +82,7 @@ async def test_a_refused_connection_is_not_yet(live: Live) -> None:
     assert (await it.chat("a")).status == 200
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_no_request_is_forwarded_before_the_model_is_healthy(live: Live, tmp_path: Path) -> None:
     it = await live.configure({"models": {"a": model("--ready-when", tmp_path / "go")}})
     async with it.lines("/logs/stream/a?no-history") as lines:
@@ -143,6 +146,7 @@ async def test_a_client_that_leaves_during_the_load_is_dropped_and_the_load_goes
     assert (await upstream(it, "a", "stats"))["served"] == 0
 
 
+@pytest.mark.ours("each check is bounded")
 @pytest.mark.timeout(90)
 async def test_health_checks_end_at_their_time_limit_answered_or_not(live: Live) -> None:
     """A server that accepts and never answers, one that says 503 for ever, and one that never listens."""

@@ -74,6 +74,7 @@ def note(seen: list[str], state: str) -> str:
     return state
 
 
+@pytest.mark.ours("models are units")
 async def test_a_model_has_at_most_one_process(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(concurrencyLimit=30)}})
     pids = {answer["pid"] for answer in await asyncio.gather(*(told(it, "a") for _ in range(20)))}

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.private
 TOGETHER = {"all": {"swap": False, "members": ["a", "b", "c", "d"]}}
 
 
+@pytest.mark.ours("models are units")
 async def test_it_happens_between_ttl_and_a_second_later_and_is_logged(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(ttl=1)}})
     mark = len(it.log)
@@ -50,6 +51,7 @@ async def test_a_long_request_never_expires_and_the_clock_starts_when_it_ends(li
         assert time.monotonic() - began > 0.95
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_listings_logs_and_events_are_no_use_but_upstream_is(live: Live) -> None:
     it = await live.configure({"models": {"a": mirror(ttl=1), "b": mirror(ttl=1)}, "groups": {
         "all": {"swap": False, "members": ["a", "b"]}}})  # fmt: skip

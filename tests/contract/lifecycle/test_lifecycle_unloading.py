@@ -76,6 +76,7 @@ async def test_those_who_wait_for_its_load_or_are_queued_for_it_get_500(live: Li
     assert await ready(it) == {"a"}
 
 
+@pytest.mark.ours("an answer that is cut is cut visibly")
 async def test_requests_in_flight_are_not_waited_for_they_are_cut(live: Live, tmp_path: Path) -> None:
     it = await live.configure({"models": {"a": model(), "b": mirror()}, "groups": {
         "g": {"swap": False, "members": ["a", "b"]}}})  # fmt: skip
@@ -121,6 +122,7 @@ async def test_the_queue_is_walked_after_an_unload(live: Live, tmp_path: Path) -
 # ---- stopping a process
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_sigterm_goes_to_the_whole_process_group(live: Live) -> None:
     it = await live.configure({"logToStdout": "proxy", "models": {"a": model("--slow-stop", 0)}})
     async with it.lines("/logs/stream/a?no-history") as lines:
@@ -152,6 +154,7 @@ async def test_models_of_different_timeouts_are_all_gone_when_the_answer_comes(l
     assert not alive(pids)
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_an_aborted_start_gets_at_most_five_seconds(live: Live) -> None:
     it = await live.configure({"models": {"a": model("--deaf", "--ready-after", 3600, unloadTimeout=60)}})
     async with it.events() as events, it.lines("/logs/stream/a?no-history") as lines:
@@ -197,6 +200,7 @@ async def test_a_cmd_stop_that_fails_or_does_nothing_leaves_the_model_its_grace_
     assert "SIGTERM" not in said
 
 
+@pytest.mark.ours("models are units")
 async def test_everything_the_model_started_is_killed_whatever_its_session(live: Live) -> None:
     it = await live.configure({"models": {"a": model("--fork", unloadTimeout=1)}})
     await it.chat("a")
@@ -206,6 +210,7 @@ async def test_everything_the_model_started_is_killed_whatever_its_session(live:
     assert not alive(pids)
 
 
+@pytest.mark.ours("unloadTimeout is the grace")
 async def test_an_eviction_gives_the_unload_timeout(live: Live) -> None:
     it = await live.configure({"models": {"a": model("--deaf", unloadTimeout=1), "b": mirror()}})
     await it.chat("a")
