@@ -23,7 +23,7 @@ from llamaswapd.config.schema import Config
 from llamaswapd.errors import NotFound
 from llamaswapd.observe import Event, Feed
 
-BATCH = 128  # requests at once: what that costs delays one request in as many
+BATCH = 256  # requests at once: what that costs delays one request in as many
 DELAY_S = 0.05  # how late a row may be
 LONG_BYTES = 64 * 1024  # of an answer that is read in another thread
 LONG_WAITING_BYTES = 64 * 1024 * 1024  # of such answers; of what comes beyond, only the ends are kept
