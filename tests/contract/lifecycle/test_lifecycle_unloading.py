@@ -167,6 +167,7 @@ async def test_an_aborted_start_gets_at_most_five_seconds(live: Live) -> None:
         await events.until(lambda: events.states.get("a") == "stopped")
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_cmd_stop_is_run_with_the_pid_and_the_models_environment_in_place_of_sigterm(
     live: Live, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ async def test_cmd_stop_is_run_with_the_pid_and_the_models_environment_in_place_
     assert told_to.read_text() == f"{pid} mine noise\n"
 
 
+@pytest.mark.ours("the head of a log stream is sent at once")
 async def test_a_cmd_stop_that_fails_or_does_nothing_leaves_the_model_its_grace_and_then_sigkill(live: Live) -> None:
     stops = {"nothing": "true", "failing": "false", "missing": "/nonexistent/program", "lasting": "sleep 60"}
     models = {name: model("--slow-stop", 0, cmdStop=stop, unloadTimeout=1) for name, stop in stops.items()}
