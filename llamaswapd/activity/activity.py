@@ -132,7 +132,7 @@ class Activity:
         )  # fmt: skip
         store.add(_tuple(Row, row))
         if captures.limit and not finished.is_cut:
-            captures.add(id_, Capture(finished, body))
+            captures.add(id_, Capture(finished, body, finished.request))
             finished.request, finished.response = None, ()
         if self._events.members:
             self._events.publish(Event("activity", {"id": id_}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import zlib
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
@@ -39,10 +39,10 @@ class Capture:
 
     __slots__ = ("_held", "finished", "is_compressed", "size")
 
-    def __init__(self, finished: Finished, body: bytes) -> None:
+    def __init__(self, finished: Finished, body: bytes, request: bytes | None) -> None:
         """`body`: the answer's, as it was relayed."""
         path = finished.path
-        request = None if path in REQUESTS_NOT_KEPT else finished.request
+        request = None if path in REQUESTS_NOT_KEPT else request
         response = None if finished.status != SUCCESS or path in RESPONSES_NOT_KEPT else body
         self.finished = finished
         self.is_compressed = False
@@ -86,6 +86,43 @@ class Capture:
         }
 
 
+class Bunch:
+    """The captures of plain requests that ended together, all their bodies in one piece.
+
+    Thousands of short pieces, each of which goes when a thousand others have come, would be far from any cache.
+    """
+
+    __slots__ = ("_bodies", "_entries", "first_id", "last_id", "size")
+
+    def __init__(self, entries: Sequence[Finished]) -> None:
+        pieces: list[bytes] = []
+        heads = 0
+        for finished in entries:
+            heads += finished.heads_bytes
+            request = finished.request
+            if request is None:
+                finished.request_bytes = -1
+            else:
+                finished.request_bytes = len(request)
+                finished.request = None
+                pieces.append(request)
+            pieces += finished.response
+            finished.response = ()
+        self._entries = entries
+        self._bodies = b"".join(pieces)
+        self.first_id, self.last_id = entries[0].id, entries[-1].id
+        self.size = len(self._bodies) + heads + ENTRY_BYTES * len(entries)
+
+    def capture(self, id_: int) -> Capture:
+        """Return the capture of one of them."""
+        index = id_ - self.first_id
+        at = sum(each.answer_bytes + max(each.request_bytes, 0) for each in self._entries[:index])
+        finished = self._entries[index]
+        behind = at + max(finished.request_bytes, 0)
+        request = self._bodies[at:behind] if finished.request_bytes >= 0 else None
+        return Capture(finished, self._bodies[behind : behind + finished.answer_bytes], request)
+
+
 class Captures:
     """The captures by activity id, the oldest of which make room for the newest.
 
@@ -98,12 +135,12 @@ class Captures:
         self.uncompressed: deque[int] = deque()  # large ones, of which some may be gone
         self._kept: dict[int, Capture] = {}
         self._order: deque[int] = deque()  # of their ids
-        self._plain: deque[Finished] = deque()  # plain requests, which are their own captures, by id
+        self._plain: deque[Bunch] = deque()  # by their ids
         self._bytes = 0
         self._large_bytes = 0  # of those that are to be compressed
 
     def __contains__(self, id_: object) -> bool:
-        return id_ in self._kept or self._plain_with(id_) is not None
+        return id_ in self._kept or self._bunch_with(id_) is not None
 
     def add(self, id_: int, capture: Capture) -> None:
         """Keep a capture, if captures are kept at all; ids come in order."""
@@ -123,28 +160,24 @@ class Captures:
             self._make_room()
 
     def extend(self, entries: Sequence[Finished]) -> None:
-        """Keep plain requests; ids come in order."""
-        held = 0
-        for finished in entries:
-            size = ENTRY_BYTES + finished.heads_bytes + finished.answer_bytes
-            if finished.request is not None:
-                size += len(finished.request)
-            finished.size = size
-            held += size
-        self._plain.extend(entries)
-        self._bytes += held
+        """Keep plain requests, whose bodies they are without then; ids come in order and without gaps."""
+        bunch = Bunch(entries)
+        self._plain.append(bunch)
+        self._bytes += bunch.size
         if self._bytes > self.limit:
             self._make_room()
 
     def get(self, id_: int) -> Capture | None:
         if id_ in self._kept:
             return self._kept[id_]
-        plain = self._plain_with(id_)
-        return Capture(plain, b"".join(plain.response)) if plain is not None else None
+        bunch = self._bunch_with(id_)
+        return bunch.capture(id_) if bunch is not None else None
 
-    def _plain_with(self, id_: object) -> Finished | None:
-        at = bisect_left(self._plain, id_, key=attrgetter("id")) if isinstance(id_, int) else len(self._plain)
-        return self._plain[at] if at < len(self._plain) and self._plain[at].id == id_ else None
+    def _bunch_with(self, id_: object) -> Bunch | None:
+        if not isinstance(id_, int):
+            return None
+        at = bisect_right(self._plain, id_, key=attrgetter("first_id")) - 1
+        return self._plain[at] if at >= 0 and id_ <= self._plain[at].last_id else None
 
     def compressed(self, id_: int, bodies: tuple[bytes | None, bytes | None]) -> None:
         """Take the compressed bodies of a capture, if it is still there and they are not too large."""
@@ -162,10 +195,8 @@ class Captures:
     def _make_room(self) -> None:
         order, plain, limit = self._order, self._plain, self.limit
         while self._bytes > limit or self._large_bytes > 2 * limit:
-            if plain and not (order and order[0] < plain[0].id):
-                oldest = plain.popleft()
-                self._bytes -= oldest.size
-                oldest.request, oldest.response = None, ()  # its row may stay longer
+            if plain and not (order and order[0] < plain[0].first_id):
+                self._bytes -= plain.popleft().size
             elif order:
                 self._drop(order.popleft())
             else:

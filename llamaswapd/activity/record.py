@@ -39,7 +39,7 @@ class Finished:
     __slots__ = (
         "answer_bytes", "began", "content_encoding", "content_type", "ended", "ended_ns", "error", "first_byte",
         "granted", "heads_bytes", "id", "is_chunked", "is_cut", "load_began", "metadata", "method", "model_id", "path",
-        "request", "request_headers", "response", "response_headers", "size", "status", "tokens", "took_ms",
+        "request", "request_bytes", "request_headers", "response", "response_headers", "status", "tokens", "took_ms",
     )  # fmt: skip
 
     model_id: str
@@ -69,7 +69,7 @@ class Finished:
     id: int
     tokens: Tokens
     took_ms: float
-    size: int  # bytes that its capture holds
+    request_bytes: int  # of the request's body; -1 if it is not kept
 
     @property
     def is_plain(self) -> bool:

@@ -14,7 +14,8 @@ NOISE = random.Random(1).randbytes(100_000)
 
 
 def capture(body: bytes = b"{}", **values: Any) -> Capture:
-    return Capture(finished(**values), body)
+    made = finished(**values)
+    return Capture(made, body, made.request)
 
 
 def small(size: int) -> Capture:
