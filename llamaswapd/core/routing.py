@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
 from llamaswapd.config.schema import Config, ModelConfig, PeerModel
 from llamaswapd.core import jsontext
@@ -212,6 +212,11 @@ def urlencoded_field(text: str, name: str) -> str | None:
     """Return the first value of a field, "" when it has none, None when there is no such field."""
     match = _field_pattern(name).search(text)
     return match and unquote_plus(match[1] or "", errors="replace")
+
+
+def with_model(query: str, name: str) -> str:
+    """Return the query with another name in its first field `model`; all else stays as it is."""
+    return _field_pattern("model").sub(f"model={quote(name, safe='/:')}", query, count=1)
 
 
 @cache

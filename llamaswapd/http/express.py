@@ -113,10 +113,10 @@ class Express:
             if model is None or name in self._config.selectors or name in engine.naming.pins():
                 return None
             try:
-                pool, prefix = self._pool.of(model.proxy, model.timeouts)
+                pool, prefix, query = self._pool.of(model.proxy, model.timeouts)
             except UpstreamError:
                 return None
-            if pool.authorization:
+            if pool.authorization or query:
                 return None
             edit = edit_for(model, name, name)
             about = about_request(self._config, model)

@@ -21,7 +21,7 @@ from llamaswapd.config.schema import COMFYUI_ID, ModelConfig, PeerModel
 from llamaswapd.core import routing
 from llamaswapd.core.filters import Edit, edit_for
 from llamaswapd.core.lifecycle import State
-from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader
+from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader, QueryReader
 from llamaswapd.engine import Engine, Resolved
 from llamaswapd.errors import Cancelled, Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
@@ -75,6 +75,9 @@ class Proxy:
             else:
                 stack.enter_context(self._attended(relay, to, resolved.selector))
             await _rewrite(body, reader, edit_for(to, name, resolved.name))
+            sent = to.model if isinstance(to, PeerModel) else resolved.name
+            if isinstance(reader, QueryReader) and sent != name:
+                target = f"{path}?{routing.with_model(query, sent)}"
             if isinstance(to, PeerModel):
                 await self._forward(request, relay, to, body, routing.forwarded_path(target))
             else:
@@ -244,11 +247,12 @@ class Proxy:
         peer = target.peer if isinstance(target, PeerModel) else None
         to = peer or target
         assert not isinstance(to, PeerModel)
-        pool, prefix = self._pool.of(to.proxy, to.timeouts)
+        base = self._pool.of(to.proxy, to.timeouts)
+        pool = base.pool
         upgrade = wanted_protocol(request)
         head = request_head(
             request,
-            prefix + path,
+            base.target(path),
             body.length_to_send,
             host=pool.origin.authority,
             api_keys=self._engine.config.api_keys,

@@ -162,11 +162,21 @@ async def test_a_pin_to_nothing_disables_a_name() -> None:
     assert len(server.calls) == 1
 
 
-async def test_a_get_is_pinned_and_its_query_stays() -> None:
+async def test_a_get_is_pinned_and_the_rest_of_its_query_stays() -> None:
     async with house_of(fixed(OK), {"profiles": PROFILES}) as (it, server):
         it.engine.activate_profile("work")
-        assert (await it.ask("/props?model=llm&x=1")).status == 200
-    assert server.calls[0].request_line == "GET /props?model=llm&x=1 HTTP/1.1"
+        assert (await it.ask("/props?y=%20&model=llm&x=1&model=z")).status == 200
+    assert server.calls[0].request_line == "GET /props?y=%20&model=m&x=1&model=z HTTP/1.1"
+
+
+async def test_a_get_tells_a_peer_its_own_name_of_the_model() -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        peer = Peer(id="p", proxy=server.url, models=("far/x y",))
+        it.engine.use(it.engine.config.having(peers={"p": peer}))
+        assert (await it.ask("/v1/audio/voices?model=p/far/x%20y&z=1")).status == 200
+        assert (await it.ask("/v1/audio/voices?model=far/x+y")).status == 200
+    targets = [call.request_line.split()[1] for call in server.calls]
+    assert targets == ["/v1/audio/voices?model=far/x%20y&z=1", "/v1/audio/voices?model=far/x+y"]
 
 
 async def test_a_pin_reaches_a_peer() -> None:
