@@ -442,7 +442,7 @@ class Engine:
                     await lease.granted()
                     await readiness.greet(lease.model)
             except Error as error:
-                log.error("preloading model %s failed: %s", model.id, error)
+                log.error("failed to preload model %s: status %d: %s", model.id, error.status, error)
 
     async def close(self, within_s: float) -> None:
         """Refuse whoever waits, stop every model, each with at most `within_s` of grace; return when all are gone."""
@@ -525,7 +525,7 @@ class Engine:
             self._ready(run)
             await asyncio.wait((ordered, unit.ended), return_when=asyncio.FIRST_COMPLETED)
             if not run.stop_ordered.is_set():
-                log.warning("<%s> ended by itself: %s", model_id, unit.ended.result())
+                log.warning("<%s> upstream process exited unexpectedly: %s", model_id, unit.ended.result())
                 run.grace_s = run.model.unload_timeout
                 self._perform(self._scheduler.ended(model_id, time.monotonic()))
                 self._changed()

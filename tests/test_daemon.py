@@ -194,7 +194,7 @@ async def test_models_are_preloaded_and_a_failure_does_not_keep_the_next_from_it
     }
     async with daemon(folder, config) as it, it.events() as events:
         await events.until(lambda: events.states.get("b") == "ready")
-        assert "preloading model a failed" in it.log
+        assert "failed to preload model a: status 500" in it.log
 
 
 async def test_the_models_log_is_read_from_the_journal(folder: Path) -> None:
@@ -253,8 +253,8 @@ async def test_a_model_whose_cmd_stop_does_nothing_is_killed_and_sees_no_sigterm
 # What runs instead of a server, and what its client is told.
 EXITED = "upstream command exited prematurely: "
 FAILING = {
-    "missing": (command("/nonexistent/x ${PORT}"), "failed to start command '/nonexistent/x", "No such file"),
-    "not-executable": (command(f"{ROOT}/README.md"), "failed to start command", "Permission denied"),
+    "missing": (command("/nonexistent/x ${PORT}"), "failed to start command '/nonexistent/x", "no such file"),
+    "not-executable": (command(f"{ROOT}/README.md"), "failed to start command", "permission denied"),
     "not-in-path": (command("no-such-program"), "failed to start command", "executable file not found in $PATH"),
     "empty": (command(""), "unable to get sanitized command: empty command", ""),
     "at-once": (command("sh -c 'echo no weights; exit 3'"), EXITED + "exit status 3", "no weights"),

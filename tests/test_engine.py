@@ -611,7 +611,7 @@ async def test_a_preload_that_fails_is_logged_and_the_next_one_follows(caplog: p
     async with running(together(model("a"), model("b"))) as (engine, backend):
         backend.failures["a"] = StartError("no such program")
         await engine.preload(["a", "b"])
-        assert "preloading model a failed: unspecific error: no such program" in caplog.text
+        assert "failed to preload model a: status 500: unspecific error: no such program" in caplog.text
         assert backend.running == {"b"}
 
 

@@ -50,7 +50,7 @@ async def test_a_model_is_loaded_and_unloaded_by_its_button(folder: Path) -> Non
 async def test_a_model_that_cannot_be_loaded_says_why(folder: Path) -> None:
     async with opened(folder, {"models": {"a": command("/nonexistent ${PORT}")}}, "#/models") as (_, page):
         await page.click("[aria-label='Load a']")
-        assert "No such file or directory" in await page.text(".failure", holding="failed to start command")
+        assert "no such file or directory" in await page.text(".failure", holding="failed to start command")
 
 
 async def test_who_gives_up_a_load_leaves_the_queue(folder: Path) -> None:

@@ -143,7 +143,7 @@ def error_message(body: bytes, status: int) -> str:
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
-        return str(status)
+        return f"HTTP {status}"
 
 
 # ---- finding the objects -------------------------------------------------------------------------------------------
@@ -289,12 +289,13 @@ def _result(prompt: int, output: int, cached: int, timings: object, metrics: obj
         took_ms = max(_speed(get("prompt_ms")), 0.0) + max(_speed(get("predicted_ms")), 0.0)
     if isinstance(metrics, dict):
         decoding = metrics.get("speculative_decoding")
-        if drafts is None and isinstance(decoding, dict):
-            drafts = _both(decoding.get("num_draft_tokens"), decoding.get("num_accepted_draft_tokens"))
+        if isinstance(decoding, dict):
+            found = _both(decoding.get("num_draft_tokens"), decoding.get("num_accepted_draft_tokens"))
+            drafts = found or drafts
         first_ms, next_ms = _speed(metrics.get("time_to_first_token_ms")), _speed(metrics.get("mean_itl_ms"))
-        if prompt_speed < 0 and first_ms > 0:
+        if first_ms > 0:
             prompt_speed = _speed(max(prompt - max(cached, 0), 0) / (first_ms / 1000))
-        if speed < 0 and next_ms > 0:
+        if next_ms > 0:
             speed = _speed(1000 / next_ms)
     drafted, accepted = drafts or (-1, -1)
     return Tokens(cached, drafted, accepted, prompt, output, prompt_speed, speed), took_ms

@@ -157,6 +157,10 @@ class _Refusal(web.Response):
         self._handler = handler
         self._gone = gone
 
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.pop("Server", None)  # as all answers: it says which library this is
+
     async def write_eof(self, data: bytes = b"") -> None:
         await super().write_eof(data)
         transport = self._handler.transport

@@ -102,9 +102,9 @@ class SystemdBackend:
 
     def _check(self, model: ModelConfig, words: Sequence[str]) -> None:
         """Raise StartError when the program or the port cannot be used. Blocks for as long as the file system does."""
-        program.check(words, self._host.directory, model.systemd)
         if not model.proxy:
             raise StartError("upstream proxy missing")
+        program.check(words, self._host.directory, model.systemd)
         proxy = urlsplit(model.proxy)
         port = proxy.port or DEFAULT_PORTS.get(proxy.scheme)
         if port is None or proxy.hostname not in LOOPBACK or not model.names_port(port):

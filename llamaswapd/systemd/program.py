@@ -35,7 +35,8 @@ def check(words: Sequence[str], directory: str, settings: Collection[str]) -> No
 
 
 def cannot_start(words: Sequence[str], reason: str, log: Sequence[str] = ()) -> StartError:
-    return StartError(f"failed to start command '{' '.join(words)}': {reason}", log)
+    # The system's words begin with a capital letter, Go's do not.
+    return StartError(f"failed to start command '{' '.join(words)}': {reason[:1].lower()}{reason[1:]}", log)
 
 
 def _why_not_executable(path: str) -> str:

@@ -71,7 +71,7 @@ def test_metrics_give_drafts_and_speeds() -> None:
     counts = {"prompt_tokens": 100, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 40}}
     expected = Tokens(40, 8, 5, 100, 4, 120.0, 50.0)
     assert of_json({"usage": counts, "metrics": metrics}) == (expected, 0.0)
-    assert of_json({"usage": counts, "metrics": metrics, "timings": {"predicted_per_second": 3}})[0].speed == 3.0
+    assert of_json({"usage": counts, "metrics": metrics, "timings": {"predicted_per_second": 3}})[0].speed == 50.0
 
 
 def test_of_an_infill_array_the_last_element_counts() -> None:
@@ -274,7 +274,21 @@ def test_an_errors_own_words_come_first(body: object, message: str) -> None:
     assert error_message(json.dumps(body).encode(), 502) == message
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "404 Not Found"), (599, "599"), (502, "502 Bad Gateway")])
+@pytest.mark.parametrize(("status", "message"), [(404, "404 Not Found"), (599, "HTTP 599"), (502, "502 Bad Gateway")])
 def test_an_error_without_words_is_its_status(status: int, message: str) -> None:
     for body in (b"", b"<html>", b'{"error":', b"\xff"):
         assert error_message(body, status) == message
+
+
+def test_what_vllm_measured_goes_before_what_llama_cpp_did() -> None:
+    body = (
+        b'{"usage":{"prompt_tokens":100,"completion_tokens":5},"timings":{"prompt_per_second":1.0,"predicted_per_second":'
+        b'2.0,"draft_n":1,"draft_n_accepted":1},"metrics":{"time_to_first_token_ms":500,"mean_itl_ms":20,'
+        b'"speculative_decoding":{"num_draft_tokens":8,"num_accepted_draft_tokens":6}}}'
+    )
+    tokens, _ = usage.of_json(body, is_infill=False)
+    assert (tokens.prompt_speed, tokens.speed, tokens.drafted, tokens.accepted) == (200.0, 50.0, 8, 6)
+
+
+def test_a_status_without_a_name_is_told_by_its_number() -> None:
+    assert (usage.error_message(b"", 520), usage.error_message(b"", 499)) == ("HTTP 520", "499 client left")

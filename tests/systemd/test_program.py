@@ -43,10 +43,10 @@ def test_a_program_that_can_be_run_passes(folder: Path) -> None:
     [
         ([], "unable to get sanitized command: empty command"),
         (["nowhere", "-x"], "failed to start command 'nowhere -x': executable file not found in $PATH"),
-        (["./nowhere", "-x"], "failed to start command './nowhere -x': No such file or directory"),
-        (["./text"], "failed to start command './text': Permission denied"),
-        (["./folder"], "failed to start command './folder': Is a directory"),
-        (["./server/x"], "failed to start command './server/x': Not a directory"),
+        (["./nowhere", "-x"], "failed to start command './nowhere -x': no such file or directory"),
+        (["./text"], "failed to start command './text': permission denied"),
+        (["./folder"], "failed to start command './folder': is a directory"),
+        (["./server/x"], "failed to start command './server/x': not a directory"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_systems_reason(folder: Path, words: list[str], message: str) -> None:

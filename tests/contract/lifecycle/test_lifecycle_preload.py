@@ -52,7 +52,9 @@ async def test_a_failure_is_logged_and_the_next_one_follows(live: Live) -> None:
     await live.reload({"models": {"a": command("sh -c 'exit 3'"), "b": mirror()}, "hooks": preloading("a", "b")})
     async with it.events() as events:
         await events.until(lambda: events.states.get("b") == "ready")
-    assert "upstream command exited prematurely" in await logged_after(it, mark, "preloading model a failed")
+    assert "upstream command exited prematurely" in await logged_after(
+        it, mark, "failed to preload model a: status 500"
+    )
 
 
 async def test_blank_unknown_and_peer_names_are_dropped(live: Live) -> None:
