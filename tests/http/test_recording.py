@@ -45,7 +45,9 @@ async def ask(it: House, data: bytes) -> tuple[Client, Any]:
 def told(row: Finished) -> dict[str, Any]:
     """All fields but the times."""
     fields = {
-        name: getattr(row, name) for name in Finished.__slots__ if name not in ("id", "request_bytes", "tokens", "took_ms")
+        name: getattr(row, name)
+        for name in Finished.__slots__
+        if name not in ("id", "request_bytes", "tokens", "took_ms")
     }
     for name in ("ended_ns", "began", "granted", "first_byte", "ended", "load_began", "heads_bytes"):
         del fields[name]
