@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Mapping, Sequence
 
 from llamaswapd.activity import usage
@@ -24,9 +26,11 @@ from llamaswapd.errors import NotFound
 from llamaswapd.observe import Event, Feed
 
 BATCH = 256  # requests at once: what that costs delays one request in as many
+AT_ONCE_S = 0.001  # how long a part of a batch may take: hundreds of streams may end together
 DELAY_S = 0.05  # how late a row may be
 LONG_BYTES = 64 * 1024  # of an answer that is read in another thread
 LONG_WAITING_BYTES = 64 * 1024 * 1024  # of such answers; of what comes beyond, only the ends are kept
+STREAM_ENDS_BYTES = 8 * 1024
 ENDS_BYTES = 16 * 1024
 COMPRESSION_SHARE = 5  # at most every so many seconds, one is spent on compressing captures
 
@@ -87,12 +91,16 @@ class Activity:
         entries = self._finished
         entries.append(finished)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(DELAY_S, self.flush)
-        elif len(entries) >= BATCH:
-            self.flush()
+            self._timer = asyncio.get_running_loop().call_later(DELAY_S, self._work_on)
+        elif len(entries) == BATCH:
+            self._work_on()
 
     def flush(self) -> None:
         """Work on what has been added. What takes long is only begun."""
+        self._work_on(math.inf)
+
+    def _work_on(self, within_s: float = AT_ONCE_S) -> None:
+        """The same for so long, and for the rest when others have had their turn."""
         entries, self._finished = self._finished, []
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -100,7 +108,12 @@ class Activity:
         if entries and all([finished.is_plain for finished in entries]):  # noqa: C419, a generator takes longer
             self._record_plain(entries)
             return
-        for finished in entries:
+        deadline = time.monotonic() + within_s
+        for count, finished in enumerate(entries):
+            if time.monotonic() >= deadline:
+                self._finished = entries[count:]
+                self._timer = asyncio.get_running_loop().call_later(0.0, self._work_on)
+                break
             response = finished.response
             body = response[0] if len(response) == 1 else b"".join(response)
             if len(body) > LONG_BYTES or finished.content_encoding:
@@ -276,6 +289,8 @@ def read(finished: Finished, body: bytes) -> tuple[Tokens, float, str]:
         and (found := usage.at_a_glance(body, is_chunked=finished.is_chunked))
     ):
         return *found, error
+    if is_success and is_stream and not encoding:
+        return *_of_stream(finished, body), error
     if finished.is_chunked:
         body = unframed(body, is_cut=finished.is_cut)
     if encoding:
@@ -289,6 +304,20 @@ def read(finished: Finished, body: bytes) -> tuple[Tokens, float, str]:
         return *usage.of_stream(body), error
     is_infill = finished.path.startswith("/infill")
     return *usage.of_json(body, is_infill=is_infill, is_cut=finished.is_cut), error
+
+
+def _of_stream(finished: Finished, body: bytes) -> tuple[Tokens, float]:
+    """Read a stream, of a long one the beginning and the end first: there they say what they took."""
+    ends = body
+    if len(body) > 2 * STREAM_ENDS_BYTES:
+        ends = body[: STREAM_ENDS_BYTES // 2] + b"\n\n" + body[-STREAM_ENDS_BYTES:]
+    found = usage.of_framed_stream(ends) if finished.is_chunked or ends is not body else None
+    if found is None:
+        whole = unframed(body, is_cut=finished.is_cut) if finished.is_chunked else body
+        found = usage.of_stream(whole)
+        if finished.is_cut and found is usage.NOTHING:
+            found = usage.of_cut_stream(whole)
+    return found
 
 
 def _store_of(config: Config) -> Store:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
-from llamaswapd.activity.record import SUCCESS, Finished, Pairs
+from llamaswapd.activity.record import SUCCESS, Finished, Pairs, Pieces
 from llamaswapd.observe import clean, shown_headers
 
 ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
@@ -39,20 +39,20 @@ class Capture:
 
     __slots__ = ("_held", "finished", "is_compressed", "size")
 
-    def __init__(self, finished: Finished, body: bytes, request: bytes | None) -> None:
+    def __init__(self, finished: Finished, body: bytes, request: bytes | Pieces | None) -> None:
         """`body`: the answer's, as it was relayed."""
         path = finished.path
         request = None if path in REQUESTS_NOT_KEPT else request
         response = None if finished.status != SUCCESS or path in RESPONSES_NOT_KEPT else body
         self.finished = finished
         self.is_compressed = False
-        self._held = request, response, False
+        self._held: tuple[bytes | Pieces | None, bytes | None, bool] = request, response, False
         self.size = ENTRY_BYTES + finished.heads_bytes + len(request or b"") + len(response or b"")
 
     def compressed(self) -> tuple[bytes | None, bytes | None]:
         """Return the bodies compressed; takes a while."""
         request, response, _ = self._held
-        return _compressed(request), _compressed(response)
+        return _compressed(_whole(request)), _compressed(response)
 
     def replace(self, request: bytes | None, response: bytes | None) -> None:
         """Hold the compressed bodies from now on."""
@@ -63,7 +63,8 @@ class Capture:
 
     def shown(self, id_: int) -> dict[str, object]:
         """Return the capture as clients see it; takes a while."""
-        request, response, is_compressed = self._held
+        held, response, is_compressed = self._held
+        request = _whole(held)
         if is_compressed:
             request = None if request is None else zlib.decompress(request)
             response = None if response is None else zlib.decompress(response)
@@ -105,7 +106,7 @@ class Bunch:
             else:
                 finished.request_bytes = len(request)
                 finished.request = None
-                pieces.append(request)
+                pieces.append(bytes(request))
             pieces += finished.response
             finished.response = ()
         self._entries = entries
@@ -217,6 +218,10 @@ def _headers(pairs: Pairs) -> dict[str, str]:
     for name in NOT_SHOWN:
         shown.pop(name, None)
     return shown
+
+
+def _whole(body: bytes | Pieces | None) -> bytes | None:
+    return None if body is None else bytes(body)
 
 
 def _compressed(body: bytes | None) -> bytes | None:

@@ -18,6 +18,22 @@ SUCCESS = 200
 PLAIN_BYTES = 8 * 1024  # of a plain request, and of its answer
 
 
+class Pieces:
+    """A long body as it came: putting it together is for whoever has the time."""
+
+    __slots__ = ("_pieces", "_size")
+
+    def __init__(self, pieces: Sequence[bytes], size: int) -> None:
+        self._pieces = pieces
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+
 class Finished:
     """One request whose answer has ended.
 
@@ -59,7 +75,7 @@ class Finished:
     heads_bytes: int
     request_headers: Callable[[], Pairs]
     response_headers: Callable[[], Pairs]
-    request: bytes | None
+    request: bytes | Pieces | None
     response: Sequence[bytes]
     is_chunked: bool
     is_cut: bool

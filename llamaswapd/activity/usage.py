@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -106,12 +106,37 @@ def of_json(body: bytes, *, is_infill: bool, is_cut: bool = False) -> tuple[Toke
 
 def of_stream(body: bytes) -> tuple[Tokens, float]:
     """Return the same of a stream of server-sent events."""
-    if _first_word(body) < 0:
+    return _of_events([found for event in _events_with_words(body) for found in _objects(event)])
+
+
+def of_framed_stream(body: bytes) -> tuple[Tokens, float] | None:
+    """Return the same of a stream that still is in its chunks; None if it has to be taken out of them first.
+
+    Most servers send whole events, and then the framing stands between them, where nobody reads.
+    """
+    events = _events_with_words(body)
+    found = [_objects(event) for event in events]
+    return _of_events([each for of_event in found for each in of_event]) if found and all(found) else None
+
+
+def of_cut_stream(body: bytes) -> tuple[Tokens, float]:
+    """Return what the last `usage` says of a stream whose last event is not all there, as one with the whole answer."""
+    at = body.rfind(WORDS[0])
+    colon = _COLON.match(body, at + len(WORDS[0])) if at >= 0 else None
+    if colon is None:
         return NOTHING
+    try:
+        found, _ = _scan(body[colon.end() :].decode(errors="replace"), 0)
+    except UNREADABLE:
+        return NOTHING
+    return _of_events([{"usage": found}])
+
+
+def _of_events(events: Iterable[dict[str, Any]]) -> tuple[Tokens, float]:
     given, prompt, output, cached = False, 0, 0, -1
     timings: object = None
     metrics: object = None
-    for event in _events_with_words(body):
+    for event in events:
         message, response = event.get("message"), event.get("response")
         for holder in (event, response, message):
             usage = holder.get("usage") if isinstance(holder, dict) else None
@@ -221,8 +246,8 @@ def _parsed(body: bytes) -> object:
     return value if end == len(text) else None
 
 
-def _events_with_words(body: bytes) -> list[dict[str, Any]]:
-    """Return the JSON objects of the events that hold one of the words, in order."""
+def _events_with_words(body: bytes) -> list[bytes]:
+    """Return the events that hold one of the words, in order."""
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     body = body.removeprefix(BOM)
@@ -239,7 +264,7 @@ def _events_with_words(body: bytes) -> list[dict[str, Any]]:
             end = len(body) if end < 0 else end
             places[0 if start < 0 else start + 2] = end
             at = body.find(word, end)
-    return [found for start in sorted(places) for found in _objects(body[start : places[start]])]
+    return [body[start : places[start]] for start in sorted(places)]
 
 
 def _objects(event: bytes) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llamaswapd.activity.record import Pieces
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.core import jsontext
 from llamaswapd.core.filters import Edit, edit_for
@@ -38,7 +39,7 @@ from llamaswapd.http import body
 from llamaswapd.http.answers import error_bytes
 from llamaswapd.http.failure import explained
 from llamaswapd.http.heads import Headers, Shape
-from llamaswapd.http.kept import Kept
+from llamaswapd.http.kept import KeptRequest
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.route import Route
@@ -216,11 +217,13 @@ class Exchange(Relay):
     def request_pairs(self) -> Callable[[], Pairs]:
         return partial(self._shape.pairs, self._digits)
 
-    def request_body(self) -> bytes | None:
+    def request_body(self) -> bytes | Pieces | None:
         if self.request_kept is not None:
             return super().request_body()
         budget = self.budget
         if self._phase is Phase.SERVER or not self._route.keeps_request or budget is None or not budget.limit:
+            return None
+        if self._length and not self._text:  # it was too long
             return None
         return self._edited or bytes(self._text)
 
@@ -249,7 +252,7 @@ class Exchange(Relay):
                 self._text += data
             case Phase.ANSWER if self._upstream is not None:
                 self._upstream.write(data)
-                if self.request_kept is not None and not self.request_kept.is_cut:
+                if self.request_kept is not None:
                     self.request_kept.add(data.tobytes())
                 self._body_went_on(self._upstream)
             case Phase.REST if not self._left:
@@ -343,8 +346,8 @@ class Exchange(Relay):
             text = bytes(text)
             self.begin(upstream, b"%b%b\r\n\r\n%b" % (self._start, digits, text), complete=True)
             return
-        if self.budget is not None and self._route.keeps_request:
-            self.request_kept = Kept(self.budget, ends=False)
+        if self.budget is not None and self._route.keeps_request and self.budget.has_room_for(self._length):
+            self.request_kept = KeptRequest(self.budget)
             self.request_kept.add(bytes(text))
         self.begin(upstream, b"%b%b\r\n\r\n" % (self._start, digits), complete=False)
         upstream.write(text)

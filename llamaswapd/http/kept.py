@@ -6,8 +6,6 @@ each may still have the beginning and end of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 HEAD_BYTES = 4 * 1024  # of a long answer: where Anthropic's say how many tokens came in
 TAIL_BYTES = 16 * 1024  # and where all others do
 LEAST_BUDGET = 4 * 1024 * 1024
@@ -33,74 +31,74 @@ class Budget:
         self.limit = capture_bytes
         self.whole = max(2 * capture_bytes, LEAST_BUDGET)
 
+    def has_room_for(self, size: int) -> bool:
+        """Whether a body of so many bytes can be kept in whole; if not, it is not worth to begin."""
+        return size <= self.limit and self.held + size <= self.whole
 
-class Kept:
-    """One body: `pieces` as they came. `is_cut`: some are missing, those in the middle if `ends` are kept, else all."""
 
-    __slots__ = ("_budget", "_ends", "_limit", "is_cut", "pieces", "size")
+class KeptAnswer:
+    """An answer's body. `is_cut`: it is too long, and what is between its beginning and its end is missing.
 
-    def __init__(self, budget: Budget, *, ends: bool) -> None:
-        self.pieces: list[bytes] = []
-        self.size = 0
+    In one piece that grows, because a thousand small ones for each stream would be far from any cache.
+    """
+
+    __slots__ = ("_budget", "_limit", "body", "is_cut")
+
+    def __init__(self, budget: Budget) -> None:
+        self.body = bytearray()
         self.is_cut = False
-        self._ends = ends
         self._budget = budget
         self._limit = budget.limit
 
     def add(self, data: bytes) -> None:
-        self.pieces.append(data)
-        size = len(data)
-        self.size += size
+        self.body += data
         budget = self._budget
-        budget.held += size
-        if self.size > self._limit or budget.held > budget.whole:
+        budget.held += len(data)
+        if len(self.body) > self._limit or budget.held > budget.whole:
             self._shorten()
 
     def _shorten(self) -> None:
         """Leave out the middle; what comes from now on pushes out what came before, from time to time."""
-        if not self._ends:
-            self.drop()
+        body = self.body
+        if len(body) <= HEAD_BYTES + 2 * TAIL_BYTES:  # doing it for every token would take longer than all the rest
             return
-        if self.size <= HEAD_BYTES + TAIL_BYTES:
-            return
-        self._budget.held -= self.size - HEAD_BYTES - TAIL_BYTES
-        self.pieces = [_first(self.pieces, HEAD_BYTES), _last(self.pieces, TAIL_BYTES)]
-        self.size = HEAD_BYTES + TAIL_BYTES
+        self._budget.held -= len(body) - HEAD_BYTES - TAIL_BYTES
+        del body[HEAD_BYTES:-TAIL_BYTES]
         self.is_cut = True
-        self._limit = self.size + TAIL_BYTES
+        self._limit = HEAD_BYTES + 2 * TAIL_BYTES
+
+    def release(self) -> None:
+        """What is kept is somebody else's from now on."""
+        self._budget.held -= len(self.body)
+
+
+class KeptRequest:
+    """A request's body, in the pieces that came. `is_cut`: it is too long, and nothing of it is kept."""
+
+    __slots__ = ("_budget", "is_cut", "pieces", "size")
+
+    def __init__(self, budget: Budget) -> None:
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.is_cut = False
+        self._budget = budget
+
+    def add(self, data: bytes) -> None:
+        if self.is_cut:
+            return
+        self.pieces.append(data)
+        self.size += len(data)
+        budget = self._budget
+        budget.held += len(data)
+        if self.size > budget.limit or budget.held > budget.whole:
+            self.start_over()
+            self.is_cut = True
 
     def start_over(self) -> None:
         """Forget what came; the same body comes again."""
         self.release()
-        self.pieces, self.size, self.is_cut, self._limit = [], 0, False, self._budget.limit
-
-    def drop(self) -> None:
-        """Keep nothing."""
-        self.release()
-        self.pieces, self.size, self.is_cut, self._limit = [], 0, True, -1
+        self.pieces, self.size, self.is_cut = [], 0, False
 
     def release(self) -> None:
         """What is kept is somebody else's from now on."""
         self._budget.held -= self.size
-
-
-def _first(pieces: Iterable[bytes], wanted: int) -> bytes:
-    """Return that many bytes from the beginning."""
-    taken = []
-    for piece in pieces:
-        if wanted <= 0:
-            break
-        taken.append(piece[:wanted])
-        wanted -= len(piece)
-    return b"".join(taken)
-
-
-def _last(pieces: Sequence[bytes], wanted: int) -> bytes:
-    """Return that many bytes from the end."""
-    taken = []
-    for piece in reversed(pieces):
-        if wanted <= 0:
-            break
-        taken.append(piece[max(len(piece) - wanted, 0) :])
-        wanted -= len(piece)
-    return b"".join(reversed(taken))

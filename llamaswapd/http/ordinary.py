@@ -133,9 +133,8 @@ class Awaited(Relay):
         super().end()
 
     def _keep(self, piece: bytes) -> None:
-        kept = self.request_kept
-        if kept is not None and not kept.is_cut:
-            kept.add(piece)
+        if self.request_kept is not None:
+            self.request_kept.add(piece)
 
     async def _upload(
         self, upstream: Upstream, body: Body, over: asyncio.Future[UpstreamError | None]

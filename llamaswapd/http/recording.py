@@ -11,7 +11,7 @@ from llamaswapd.activity.record import Finished, Pairs
 from llamaswapd.config.schema import Config, ModelConfig, PeerModel
 from llamaswapd.errors import Error
 from llamaswapd.http.answers import error_body
-from llamaswapd.http.kept import UNKEPT_REQUESTS, Budget, Kept
+from llamaswapd.http.kept import UNKEPT_REQUESTS, Budget, KeptRequest
 from llamaswapd.http.relay import Relay
 
 MIB = 1024 * 1024
@@ -38,7 +38,7 @@ class Recorder:
         """Keep what goes by."""
         relay.budget = self.budget
         if self.budget.limit and relay.sent_path not in UNKEPT_REQUESTS:
-            relay.request_kept = Kept(self.budget, ends=False)
+            relay.request_kept = KeptRequest(self.budget)
 
     def end(self, relay: Relay, status: int, error: Error | None = None) -> None:
         """The answer has ended, or its client has left. `error`: what the client was told in place of an answer."""
@@ -82,9 +82,9 @@ class Recorder:
             finished.answer_bytes = len(relay.whole_answer)
         else:
             kept.release()
-            finished.response, finished.is_cut = kept.pieces, kept.is_cut
+            finished.response, finished.is_cut = (bytes(kept.body),), kept.is_cut
             finished.is_chunked = relay.is_in_chunks
-            finished.answer_bytes = kept.size
+            finished.answer_bytes = len(kept.body)
         if relay.request_kept is not None:
             relay.request_kept.release()
         relay.answer_kept = relay.request_kept = relay.budget = None

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from llamaswapd.activity.record import Pieces
 from llamaswapd.engine import Lease
 from llamaswapd.errors import Error, UpstreamError, envelope
-from llamaswapd.http.kept import Budget, Kept
+from llamaswapd.http.kept import Budget, KeptAnswer, KeptRequest
 from llamaswapd.http.wire import SWITCHING_PROTOCOLS, BodyKind, Chunked, Framing, Shape, UntilClose, names_in
 from llamaswapd.observe import Inflight, InflightEntry, Pairs
 
@@ -66,8 +67,8 @@ class Relay(InflightEntry):
     first_byte: float  # of the answer, on the monotonic clock; 0.0 until it comes
     framing: Framing | None  # of the answer's body; None until it comes, and if it came with its head
     budget: Budget | None  # for what is kept of what is said; None: nothing
-    request_kept: Kept | None  # what is not at hand in the end anyway
-    answer_kept: Kept | None
+    request_kept: KeptRequest | None  # what is not at hand in the end anyway
+    answer_kept: KeptAnswer | None
     whole_answer: bytes  # the body that came with its head
     _is_http11: bool
     _has_own_stream: bool
@@ -120,12 +121,12 @@ class Relay(InflightEntry):
         """Return what tells the header fields of the request, and holds nothing else."""
         return self.headers.items
 
-    def request_body(self) -> bytes | None:
+    def request_body(self) -> bytes | Pieces | None:
         """Return the body that was sent, None if none was or it is not kept."""
         kept = self.request_kept
         if kept is None or kept.is_cut or not kept.pieces:
             return None
-        return kept.pieces[0] if len(kept.pieces) == 1 else b"".join(kept.pieces)
+        return kept.pieces[0] if len(kept.pieces) == 1 else Pieces(kept.pieces, kept.size)
 
     def resp_headers(self) -> Iterable[tuple[str, str]]:
         return self.answer[0].pairs(self.answer[1]) if self.answer is not None else ()
@@ -215,7 +216,7 @@ class Relay(InflightEntry):
     def _keep_answer(self, data: bytes, budget: Budget) -> None:
         kept = self.answer_kept
         if kept is None:
-            kept = self.answer_kept = Kept(budget, ends=True)
+            kept = self.answer_kept = KeptAnswer(budget)
         kept.add(data)
 
     # ---- a stream of our own

@@ -368,3 +368,54 @@ async def test_the_oldest_plain_captures_make_room_and_their_rows_stay() -> None
         it.add(finished(b"z" * 600_000))  # a large one, later than all of these
         await rows(it)
         assert (await it.capture(401))["resp_body"]
+
+
+# ---- long streams
+
+
+def sse(*events: object) -> list[bytes]:
+    return [b"data: %b\n\n" % json.dumps(event).encode() for event in events]
+
+
+FILLER = [{"choices": [{"delta": {"content": "x" * 100}}]}] * 300
+OPENAI = [*FILLER, {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}]
+ANTHROPIC = [
+    {"type": "message_start", "message": {"usage": {"input_tokens": 3, "output_tokens": 1}}},
+    *FILLER,
+    {"type": "message_delta", "usage": {"output_tokens": 4}},
+]
+RESPONSES = [
+    *FILLER,
+    {"response": {"output": "y" * 30_000, "usage": {"input_tokens": 3, "output_tokens": 4}, "z": "z" * 9000}},
+]
+
+
+@pytest.mark.parametrize("events", [OPENAI, ANTHROPIC, RESPONSES])
+@pytest.mark.parametrize("split", [0, 37])
+async def test_usage_is_found_in_long_streams(events: list[object], split: int) -> None:
+    pieces = sse(*events)
+    if split:  # chunks that end in the middle of events
+        whole = b"".join(pieces)
+        pieces = [whole[at : at + split] for at in range(0, len(whole), split)]
+    for body, is_chunked in ((b"".join(pieces), False), (chunked(*pieces), True)):
+        row = read(finished(body, content_type="text/event-stream", is_chunked=is_chunked), body)
+        assert (row[0].input, row[0].output) == (3, 4)
+
+
+async def test_usage_is_found_in_what_is_left_of_a_long_last_event() -> None:
+    body = b"".join(sse(*RESPONSES))
+    cut = body[:4096] + body[-16384:]
+    row = read(finished(cut, content_type="text/event-stream", is_cut=True), cut)
+    assert (row[0].input, row[0].output) == (3, 4)
+
+
+async def test_a_long_batch_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE_S", 0.0)
+    monkeypatch.setattr(Activity._work_on, "__defaults__", (0.0,))
+    stream = b"".join(sse(*OPENAI))
+    async with activity() as it:
+        for _ in range(3):
+            it.add(finished(stream, content_type="text/event-stream"))
+        it._work_on()
+        assert len(it._finished) == 3  # no time: nothing is lost
+        assert [row["tokens"]["input_tokens"] for row in await rows(it)] == [3] * 3

@@ -16,7 +16,7 @@ from llamaswapd.activity.record import Finished
 from llamaswapd.config.schema import Filters
 from llamaswapd.errors import StartError, TooManyRequests
 from llamaswapd.http import express, upstream
-from llamaswapd.http.kept import HEAD_BYTES, TAIL_BYTES, Budget, Kept
+from llamaswapd.http.kept import HEAD_BYTES, TAIL_BYTES, Budget, KeptAnswer, KeptRequest
 
 MIB = 1024 * 1024
 
@@ -52,6 +52,7 @@ def told(row: Finished) -> dict[str, Any]:
     for name in ("ended_ns", "began", "granted", "first_byte", "ended", "load_began", "heads_bytes"):
         del fields[name]
     return fields | {
+        "request": None if row.request is None else bytes(row.request),
         "request_headers": sorted(row.request_headers()),
         "response_headers": sorted(row.response_headers()),
         "response": b"".join(row.response),
@@ -370,15 +371,15 @@ async def test_a_request_that_changes_ways_holds_nothing_of_the_first(monkeypatc
 
 def test_a_body_keeps_no_more_than_its_ends_and_says_when_it_lacks_something() -> None:
     budget = Budget(0)
-    kept = Kept(budget, ends=True)
-    kept.add(b"a" * (HEAD_BYTES + TAIL_BYTES))
-    assert (kept.is_cut, kept.size) == (False, HEAD_BYTES + TAIL_BYTES)
+    kept = KeptAnswer(budget)
+    kept.add(b"a" * (HEAD_BYTES + 2 * TAIL_BYTES))
+    assert (kept.is_cut, len(kept.body)) == (False, HEAD_BYTES + 2 * TAIL_BYTES)
     for size in (1, 100, 1000, 70_000) * 1000:
         kept.add(b"b" * size)
-        assert kept.size == sum(map(len, kept.pieces)) == budget.held <= HEAD_BYTES + 2 * TAIL_BYTES
+        assert len(kept.body) == budget.held <= HEAD_BYTES + 2 * TAIL_BYTES
     assert kept.is_cut
     kept.add(b"the end")
-    text = b"".join(kept.pieces)
+    text = bytes(kept.body)
     assert text.startswith(b"a" * HEAD_BYTES + b"b")
     assert text.endswith(b"b" * (TAIL_BYTES - 7) + b"the end")
     kept.release()
@@ -387,7 +388,7 @@ def test_a_body_keeps_no_more_than_its_ends_and_says_when_it_lacks_something() -
 
 def test_a_body_that_comes_again_is_kept_from_its_beginning() -> None:
     budget = Budget(10)
-    kept = Kept(budget, ends=False)
+    kept = KeptRequest(budget)
     kept.add(b"x" * 11)
     assert (kept.is_cut, kept.pieces, budget.held) == (True, [], 0)
     kept.start_over()
