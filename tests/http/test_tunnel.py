@@ -237,6 +237,7 @@ async def test_a_peer_with_tls_is_reached_through_a_tunnel(trusted: Any, monkeyp
         (b"HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK"),
         (b"\0" * 70_000, "\\\\x00"),
     ],
+    ids=["407", "2000", "ssh", "nothing", "half a head", "garbage"],  # pytest puts them into the environment
 )
 async def test_a_proxy_that_opens_no_tunnel_is_a_502_that_tells_its_answer(
     answer: bytes, shown: str, trusted: Any, monkeypatch: pytest.MonkeyPatch

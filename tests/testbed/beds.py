@@ -13,7 +13,7 @@ import pytest
 
 TESTBED = Path(__file__).with_name("testbed")
 ROOT = TESTBED.parents[2]
-SOURCES = (ROOT / "llamaswapd", ROOT / "tests")
+SOURCES = (ROOT / "llamaswapd", ROOT / "tests", ROOT / "packaging")
 INSIDE = "/opt/llamaswapd"
 
 # Debian's, with its libraries and without the project's settings for it.

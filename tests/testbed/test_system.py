@@ -17,7 +17,8 @@ def bed(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_what_is_pure_and_the_front_end_work_with_debians_libraries(bed: str) -> None:
-    found = [path for part in ("config", "core", "http") for path in (ROOT / "tests" / part).glob("test_*.py")]
+    parts = ("config", "core", "activity", "machine", "http")
+    found = [path for part in parts for path in (ROOT / "tests" / part).glob("test_*.py")]
     files = [path for path in found if "from hypothesis" not in path.read_text()]  # not installed there
     inside = [f"{INSIDE}/{path.relative_to(ROOT)}" for path in sorted(files)]
     drive("exec", bed, "--", *PYTEST, f"--confcutdir={INSIDE}/tests", *inside)
