@@ -23,7 +23,7 @@ class Pieces:
 
     __slots__ = ("_pieces", "_size")
 
-    def __init__(self, pieces: Sequence[bytes], size: int) -> None:
+    def __init__(self, pieces: Sequence[bytes | bytearray], size: int) -> None:
         self._pieces = pieces
         self._size = size
 

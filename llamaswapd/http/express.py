@@ -348,7 +348,7 @@ class Exchange(Relay):
             return
         if self.budget is not None and self._route.keeps_request and self.budget.has_room_for(self._length):
             self.request_kept = KeptRequest(self.budget)
-            self.request_kept.add(bytes(text))
+            self.request_kept.add(text)  # as it is: nothing more is added to it
         self.begin(upstream, b"%b%b\r\n\r\n" % (self._start, digits), complete=False)
         upstream.write(text)
         self._text = b""

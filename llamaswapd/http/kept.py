@@ -78,12 +78,12 @@ class KeptRequest:
     __slots__ = ("_budget", "is_cut", "pieces", "size")
 
     def __init__(self, budget: Budget) -> None:
-        self.pieces: list[bytes] = []
+        self.pieces: list[bytes | bytearray] = []
         self.size = 0
         self.is_cut = False
         self._budget = budget
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | bytearray) -> None:
         if self.is_cut:
             return
         self.pieces.append(data)

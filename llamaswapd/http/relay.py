@@ -126,7 +126,8 @@ class Relay(InflightEntry):
         kept = self.request_kept
         if kept is None or kept.is_cut or not kept.pieces:
             return None
-        return kept.pieces[0] if len(kept.pieces) == 1 else Pieces(kept.pieces, kept.size)
+        first = kept.pieces[0]
+        return first if len(kept.pieces) == 1 and isinstance(first, bytes) else Pieces(kept.pieces, kept.size)
 
     def resp_headers(self) -> Iterable[tuple[str, str]]:
         return self.answer[0].pairs(self.answer[1]) if self.answer is not None else ()
