@@ -15,17 +15,14 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
-from llamaswapd.activity.record import SUCCESS, Finished, Pairs, Pieces
+from llamaswapd.activity.record import REQUESTS_NOT_KEPT, SUCCESS, Finished, Pairs, Pieces
 from llamaswapd.observe import clean, shown_headers
 
 ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
 COMPRESSED_FROM_BYTES = 16 * 1024
 COMPRESSION_LEVEL = 1  # what is said compresses well enough by it, and quickly
 
-# Paths whose bodies are large and say little: audio and pictures.
-REQUESTS_NOT_KEPT = frozenset(
-    ("/v1/audio/transcriptions", "/v1/images/edits", "/sdapi/v1/img2img", "/v1/audio/voices")
-)  # fmt: skip
+# Paths whose answers are large and say little: audio and pictures.
 RESPONSES_NOT_KEPT = frozenset((
     "/v1/audio/speech", "/v1/images/generations", "/v1/images/edits", "/sdapi/v1/txt2img", "/sdapi/v1/img2img",
 ))  # fmt: skip

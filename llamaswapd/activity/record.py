@@ -15,6 +15,12 @@ Pairs = Iterable[tuple[str, str]]
 
 NO_METADATA: Mapping[str, str] = {}
 SUCCESS = 200
+
+# Paths whose requests are large and say little: audio and pictures (llama-swap).
+REQUESTS_NOT_KEPT = frozenset((
+    "/v1/audio/transcriptions", "/v1/images/edits", "/sdapi/v1/img2img", "/v1/audio/voices",
+))  # fmt: skip
+
 PLAIN_BYTES = 8 * 1024  # of a plain request, and of its answer
 
 

@@ -11,12 +11,6 @@ TAIL_BYTES = 16 * 1024  # and where all others do
 LEAST_BUDGET = 4 * 1024 * 1024
 
 
-# Requests that carry files: their bodies are no use to whoever looks for what was asked (llama-swap).
-UNKEPT_REQUESTS = frozenset((
-    "/v1/audio/transcriptions", "/v1/images/edits", "/sdapi/v1/img2img", "/v1/audio/voices",
-))  # fmt: skip
-
-
 class Budget:
     """How much may be kept: of one body, and of all that are in flight."""
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from llamaswapd.activity.record import Finished, Pairs
+from llamaswapd.activity.record import REQUESTS_NOT_KEPT, Finished, Pairs
 from llamaswapd.config.schema import Config, ModelConfig, PeerModel
 from llamaswapd.errors import Error
 from llamaswapd.http.answers import error_body
-from llamaswapd.http.kept import UNKEPT_REQUESTS, Budget, KeptRequest
+from llamaswapd.http.kept import Budget, KeptRequest
 from llamaswapd.http.relay import Relay
 
 MIB = 1024 * 1024
@@ -37,7 +37,7 @@ class Recorder:
     def begin(self, relay: Relay) -> None:
         """Keep what goes by."""
         relay.budget = self.budget
-        if self.budget.limit and relay.sent_path not in UNKEPT_REQUESTS:
+        if self.budget.limit and relay.sent_path not in REQUESTS_NOT_KEPT:
             relay.request_kept = KeptRequest(self.budget)
 
     def end(self, relay: Relay, status: int, error: Error | None = None) -> None:

@@ -6,6 +6,7 @@ what does the model's server get to see, what will the access log say.
 
 from __future__ import annotations
 
+from llamaswapd.activity.record import REQUESTS_NOT_KEPT
 from llamaswapd.config.schema import Config
 from llamaswapd.core.multipart import parameter
 from llamaswapd.core.routing import MODEL_ROUTES, forwarded_path
@@ -13,7 +14,6 @@ from llamaswapd.errors import Unauthorized
 from llamaswapd.http.auth import authorize
 from llamaswapd.http.forward import forwarded
 from llamaswapd.http.heads import Shape
-from llamaswapd.http.kept import UNKEPT_REQUESTS
 from llamaswapd.http.traffic import printable
 
 STARTS_KEPT = 64  # beginnings of heads for a model's server, of one head of a client; one for each address and model
@@ -49,7 +49,7 @@ class Route:
         fields = ((field.name, field.value, field.line) for field in shape.fields)
         lines, forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
         self.sent_path = forwarded_path(shape.path)
-        self.keeps_request = self.sent_path not in UNKEPT_REQUESTS
+        self.keeps_request = self.sent_path not in REQUESTS_NOT_KEPT
         target = self.sent_path + (f"?{shape.query}" if shape.query else "")
         prior = b"".join(value + b", " for value in forwarded_for)
         self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b"X-Forwarded-For: " + prior))

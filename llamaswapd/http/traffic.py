@@ -7,7 +7,7 @@ import asyncio
 from llamaswapd.observe import AccessLog
 
 UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
-CLIENT_LEFT = 499  # in the access log only: no answer was sent, as nginx writes it
+CLIENT_LEFT = 499  # in the access log and the activity: no answer was sent, as nginx writes it
 
 
 class Traffic:
