@@ -62,12 +62,12 @@ def request(body: bytes, *lines: str, path: str = "/v1/chat/completions", kind: 
 
 async def answer_of(client: Client) -> bytes:
     """One answer as it came, without its date."""
-    head = await client.reader.readuntil(b"\r\n\r\n")
+    head = re.sub(rb"Date: [^\r]*\r\n", b"", await client.reader.readuntil(b"\r\n\r\n"))
     if b" 204 " in head:
         return head
     length = re.search(rb"content-length: (\d+)", head.lower())
     body = await client.reader.readexactly(int(length[1])) if length else await client.reader.readuntil(b"0\r\n\r\n")
-    return re.sub(rb"Date: [^\r]*\r\n", b"", head) + body
+    return head + body
 
 
 PLAIN = {
