@@ -20,10 +20,26 @@ MAY_USE = {
     "machine": {"errors"},
     "systemd": {"config", "errors"},
     "readiness": {"config", "errors"},
-    "engine": {"core", "config", "readiness", "observe", "errors"},
-    "http": {"engine", "core", "config", "activity", "machine", "observe", "errors"},
+    "condition": set[str](),
+    "state": {"errors"},
+    "watch": {"errors"},
+    "engine": {"core", "config", "readiness", "state", "observe", "errors"},
+    "http": {"engine", "core", "config", "activity", "machine", "observe", "condition", "errors"},
     "loop": set[str](),
-    "daemon": {"engine", "http", "systemd", "config", "activity", "machine", "observe", "loop", "errors"},
+    "daemon": {
+        "engine",
+        "http",
+        "systemd",
+        "config",
+        "activity",
+        "machine",
+        "observe",
+        "loop",
+        "condition",
+        "state",
+        "watch",
+        "errors",
+    },
     "__main__": {"daemon", "systemd", "config", "loop", "errors"},
 }
 
@@ -37,6 +53,7 @@ DOORS = {
     "aiohttp": {"http"},
     "prometheus_client": {"http.metrics"},
     "uvloop": {"loop"},
+    "watchdog": {"watch"},
 }
 
 FORBIDDEN_IN_CORE = {"asyncio", "time", "socket", "os", "subprocess", "threading", "random", "pathlib"}

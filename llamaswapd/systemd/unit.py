@@ -1,4 +1,4 @@
-"""What systemd is told about a model: its unit's name, its settings, its fingerprint.
+"""What systemd is told about a model: its unit's name and its settings.
 
 Pure. A unit is one list of settings in unit-file spelling; what goes over the bus and what `llamaswapd units` prints
 are both made from it.
@@ -6,13 +6,12 @@ are both made from it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llamaswapd.config.commandline import split
+from llamaswapd.config.fingerprint import digest, fingerprint
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.config.settings import SECTIONS, minimum_version, properties
 from llamaswapd.config.unit_kinds import Property
@@ -41,7 +40,7 @@ def unit_name(model_id: str, instance: str = "") -> str:
     name = _prefix(instance) + "model-" + _escape(model_id) + ".service"
     if len(name) <= _NAME_BYTES:
         return name
-    tail = _CUT + _digest(model_id) + ".service"
+    tail = _CUT + digest(model_id) + ".service"
     whole_escapes = re.sub(r"\\(x[0-9a-f]?)?$", "", name[: _NAME_BYTES - len(tail)])
     return whole_escapes + tail
 
@@ -77,10 +76,6 @@ def _escape(model_id: str) -> str:
     """Escape as systemd-escape(1) does, but keep dashes and never make one of a slash: ids are no paths."""
     kept = re.sub(rb"[^A-Za-z0-9:_.-]|^\.", lambda m: b"\\x%02x" % m[0][0], model_id.encode())
     return kept.decode()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def object_path(unit: str) -> str:
@@ -241,15 +236,6 @@ def _identity(model: ModelConfig, instance: str) -> list[tuple[str, str]]:
 def _printable(model_id: str) -> str:
     """Return the id with anything that could break a line of a unit file or of the journal as `_`."""
     return "".join(char if char.isprintable() and char != "\\" else "_" for char in model_id)
-
-
-def fingerprint(model: ModelConfig) -> str:
-    """Return a hash of what makes the running unit and how it is reached: equal ones need no restart."""
-    definition = [
-        split(model.cmd), split(model.cmd_stop), model.proxy, model.port, model.env, model.check_endpoint,
-        sorted(model.systemd.items()),
-    ]  # fmt: skip
-    return _digest(json.dumps(definition))
 
 
 # In print

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import UsageError
 from llamaswapd.systemd.unit import (
@@ -20,7 +21,6 @@ from llamaswapd.systemd.unit import (
     UnitSpec,
     build,
     check_instance,
-    fingerprint,
     model_id_of,
     object_path,
     pattern,
