@@ -7,6 +7,7 @@ because users and tools grep for it.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -179,10 +180,26 @@ SYSTEMD_EXIT_STATUSES = {
 class StartError(Error):
     """The model could not be brought up. llama-swap's prefix is kept: clients match on it."""
 
+    prefix = "unspecific error: "
+
     def __init__(self, what: str, log: Iterable[str] = ()) -> None:
         self.log = tuple(log)
         tail = "".join(f"\n  {line}" for line in self.log)
-        super().__init__(f"unspecific error: {what}" + (f"; last lines of its log:{tail}" if tail else ""))
+        super().__init__(f"{self.prefix}{what}" + (f"; last lines of its log:{tail}" if tail else ""))
+
+
+class CrashLoop(Error):
+    """The model keeps dying, and is not started again for a while."""
+
+    status = 503
+
+    def __init__(self, model: str, deaths: int, error: Exception, retry_in_s: float) -> None:
+        self.retry_after_s = max(1, math.ceil(retry_in_s))
+        why = str(error).removeprefix(StartError.prefix)
+        super().__init__(
+            f'model "{model}" died {deaths} times in a row; it is tried again in {self.retry_after_s} s, or at once '
+            f"after it was loaded or unloaded by hand; the last time it died of: {why}"
+        )
 
 
 class Unloaded(Error):

@@ -34,7 +34,7 @@ class Cause(enum.Enum):
     """What happened to a model."""
 
     START = "start"
-    ADOPT = "adopt"  # its unit was found running
+    ADOPT = "adopt"  # its unit was found; whether it serves will turn out as after a start
     READY = "ready"
     FAILED = "failed"  # it did not become ready; its unit is gone
     STOP = "stop"
@@ -42,7 +42,7 @@ class Cause(enum.Enum):
 
 
 TRANSITIONS: Mapping[State, Mapping[Cause, State]] = {
-    State.STOPPED: {Cause.START: State.STARTING, Cause.ADOPT: State.READY},
+    State.STOPPED: {Cause.START: State.STARTING, Cause.ADOPT: State.STARTING},
     State.STARTING: {Cause.READY: State.READY, Cause.FAILED: State.STOPPED, Cause.STOP: State.STOPPING},
     State.READY: {Cause.STOP: State.STOPPING, Cause.GONE: State.STOPPED},
     State.STOPPING: {Cause.READY: State.STOPPING, Cause.FAILED: State.STOPPED, Cause.GONE: State.STOPPED},

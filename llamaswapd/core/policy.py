@@ -19,8 +19,8 @@ class SwapPolicy(Protocol):
     def evictions(self, target: str, running: Collection[str]) -> tuple[str, ...]:
         """Return the models of `running` that must stop before a request to `target` may pass, never `target` itself.
 
-        `running` holds every model that has a unit or is about to get one, among them `target` if it does. Asked for
-        every request, also when the target is ready.
+        `running` holds every model that has a unit or is about to get one, among them `target` if it does, and such as
+        the configuration does not know any more. Asked for every request, also when the target is ready.
         """
 
 

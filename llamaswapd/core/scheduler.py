@@ -10,12 +10,15 @@ its model's slots all that time: queued, waiting for a load it has joined, or gr
 A *swap* is a model's way to being served: the stops it waits for, then, once the last of them is gone, the start, if
 one is needed. It goes on when everybody who joined it has left: the model was wanted a moment ago, and half a swap
 would leave nothing running.
+
+A model is *outdated* while its unit is not what the configuration says any more: the definition is another, or the
+model was removed. Nothing that it serves is cut for that. It lets nobody new in, and stops when the last request ends.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TypeAlias
@@ -23,10 +26,15 @@ from typing import TypeAlias
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.core.lifecycle import Cause, State, advance
 from llamaswapd.core.policy import SwapPolicy
-from llamaswapd.errors import ShuttingDown, TooManyRequests, Unloaded
+from llamaswapd.errors import CrashLoop, ShuttingDown, TooManyRequests, UnknownModel, Unloaded
 
 ABORT_GRACE_S = 5.0  # an aborted start has nothing to finish; llama-swap's figure
 SHUTDOWN_GRACE_S = 30.0  # llama-swap's budget for the whole shutdown
+
+# Back-off of a model that keeps dying: nothing after the first death (as llama-swap), then this, doubled by each.
+BACKOFF_S = 1.0
+BACKOFF_LIMIT_S = 60.0
+FORGIVEN_AFTER_S = 60.0  # of readiness
 
 
 # ---- actions -------------------------------------------------------------------------------------------------------
@@ -72,6 +80,15 @@ Action: TypeAlias = Start | Stop | Grant | Refuse | Position
 # ---- what the scheduler remembers ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Deaths:
+    """How often a model died since it was last ready for a while, and what follows from that."""
+
+    count: int
+    error: Exception  # of the last one
+    until: float  # it is not started before
+
+
 @dataclass(slots=True, eq=False)
 class _Model:
     id: str
@@ -79,9 +96,32 @@ class _Model:
     slots: int
     priority: int
     state: State = State.STOPPED
+    is_removed: bool = False  # it is not configured any more
+    is_outdated: bool = False  # its unit is not what is configured; always, once it is removed
+    is_open: bool = False  # ready and not outdated: the two things `enter` wants to know, in one
     admitted: int = 0  # tickets alive
     in_flight: int = 0  # those of them that are granted
+    ready_at: float = 0.0
     idle_since: float = 0.0  # the later of: became ready, last granted request ended
+    deaths: _Deaths | None = None
+
+    def define(self, config: ModelConfig, priority: int, calls_for_another_unit: bool) -> None:
+        if calls_for_another_unit or self.is_removed or self.config != config:
+            self.deaths = None
+        self.config, self.slots, self.priority = config, config.slots, priority
+        self.is_removed = False
+        self.is_outdated = calls_for_another_unit and self.state in (State.STARTING, State.READY)
+        self.is_open = self.state is State.READY and not self.is_outdated
+
+    def remove(self) -> None:
+        self.is_removed = self.is_outdated = True
+        self.is_open = False
+
+    def move(self, cause: Cause) -> None:
+        self.state = advance(self.state, cause)
+        if self.state is State.STOPPED:
+            self.is_outdated = self.is_removed
+        self.is_open = self.state is State.READY and not self.is_outdated
 
 
 @dataclass(slots=True, eq=False)
@@ -99,11 +139,11 @@ class _Swap:
     target: _Model
     evicts: tuple[str, ...]
     joined: list[_Request]
-    since: float = field(init=False)  # when the request came that began it
+    since: float  # when the request came that began it, or the unit was found
+    needs_joined: bool = False  # a reload stopped what it had: nothing is started again for nobody
     pending: set[str] = field(init=False)  # those of `evicts` that are not gone yet
 
     def __post_init__(self) -> None:
-        self.since = self.joined[0].since
         self.pending = set(self.evicts)
 
 
@@ -133,6 +173,7 @@ class Scheduler:
         self._swaps: dict[str, _Swap] = {}  # by target
         self._answers: dict[str, tuple[str, ...]] = {}  # the policy's, for the models that run now
         self._actions: list[Action] = []  # of the event at hand
+        self._now = 0.0  # of the last event that needed it
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -142,12 +183,15 @@ class Scheduler:
     # ---- events ----
 
     def request(self, ticket: int, model: str, now: float) -> list[Action]:
-        """A client wants `model`. Raises KeyError for a model not configured, ValueError for a ticket in use."""
-        target = self._models[model]
+        """A client wants `model`, which a reload may have removed meanwhile. Raises ValueError for a ticket in use."""
+        self._now = now
+        target = self._models.get(model)
         if ticket in self._requests:
             raise ValueError(f"ticket {ticket} is in use")
         if self._is_closed:
             return [Refuse(ticket, ShuttingDown(self._policy.name))]
+        if target is None or target.is_removed:
+            return [Refuse(ticket, UnknownModel(model))]
         if target.admitted >= target.slots:
             return [Refuse(ticket, TooManyRequests())]
         request = self._requests[ticket] = _Request(ticket, target, next(self._numbers), now)
@@ -163,7 +207,7 @@ class Scheduler:
         """
         target = self._models[model]
         if (
-            target.state is not State.READY
+            not target.is_open
             or target.admitted >= target.slots
             or self._queue  # whether somebody may be overtaken, `request` decides
             or model in self._swaps
@@ -181,8 +225,10 @@ class Scheduler:
         target.admitted -= 1
         target.in_flight -= 1
         target.idle_since = now
-        if target.in_flight or not self._queue:
+        if target.in_flight or not (self._queue or target.is_outdated):
             return []  # the common case: nobody waits for this model to be idle
+        self._now = now
+        self._retire(target)
         return self._settle()
 
     def release(self, ticket: int, now: float) -> list[Action]:
@@ -192,91 +238,139 @@ class Scheduler:
             raise LookupError(f"ticket {ticket} was never admitted, or has ended")
         if request.granted:
             return self.leave(request.model.id, now)
+        self._now = now
         request.model.admitted -= 1
         self._withdraw(request)
         return self._settle()
 
-    def ready(self, model: str, now: float) -> list[Action]:
-        """The model answers."""
+    def adopt(self, model: str, now: float) -> list[Action]:
+        """The unit of a stopped model was found. It counts as a load that is under way: `ready` or `failed` follow."""
+        self._now = now
+        target = self._move(model, Cause.ADOPT)
+        self._swaps.setdefault(model, _Swap(target, (), [], now))
+        return self._settle()
+
+    def ready(self, model: str, now: float, idle_since: float | None = None) -> list[Action]:
+        """The model answers. `idle_since`: when it was last used, if it was found running; else that is now."""
+        self._now = now
         target = self._move(model, Cause.READY)
         if target.state is State.READY:  # else a stop was faster
-            target.idle_since = now
-            self._complete(self._swaps[model])
+            target.ready_at = now
+            target.idle_since = now if idle_since is None else idle_since
+            self._proceed(self._swaps[model])
         return self._settle()
 
     def failed(self, model: str, error: Exception, now: float) -> list[Action]:
-        """The start failed and nothing is left of its unit; everybody who waited for it gets the same error."""
+        """The start failed and nothing is left of its unit; everybody who waited for it gets the same error.
+
+        If it was to stop anyway, this is `gone`.
+        """
+        self._now = now
+        was_stopping = self._models[model].state is State.STOPPING
         target = self._move(model, Cause.FAILED)
-        swap = self._swaps.pop(model, None)  # none when the start was aborted
-        for request in swap.joined if swap else ():
-            self._refuse(request, error)
+        if not was_stopping:
+            self._died(target, error)
+            for request in self._swaps.pop(model).joined:
+                self._refuse(request, error)
         self._carry_on_without(target)
         return self._settle()
 
     def ended(self, model: str, now: float) -> list[Action]:
         """A ready model's server ended by itself; what is left of its unit is being stopped, `gone` will follow."""
+        self._now = now
         self._move(model, Cause.STOP)
         return self._settle()
 
-    def gone(self, model: str, now: float) -> list[Action]:
-        """The unit ended, asked to or not. Requests in flight stay so until they are released."""
-        self._carry_on_without(self._move(model, Cause.GONE))
+    def gone(self, model: str, now: float, error: Exception | None = None) -> list[Action]:
+        """The unit ended. Requests in flight stay so until they are released.
+
+        `error` says why it ended if nobody had asked it to.
+        """
+        self._now = now
+        target = self._move(model, Cause.GONE)
+        if error is not None:
+            self._died(target, error)
+        self._carry_on_without(target)
         return self._settle()
 
     def unload(self, models: Iterable[str], now: float) -> list[Action]:
         """Stop these at once, whoever uses them: waiters are refused, loads aborted. Nobody else is held up."""
+        self._now = now
         targets = [self._models[id] for id in models]
         self._refuse_waiting_for(targets, Unloaded)
         for target in targets:
             self._stop_at_once(target, target.config.unload_timeout)
+            target.deaths = None
         return self._settle()
 
-    def adopt(self, model: str, now: float) -> list[Action]:
-        """The model's unit was found running and answers; it counts as used now."""
-        self._move(model, Cause.ADOPT).idle_since = now
-        return self._settle()
+    def forgive(self, model: str) -> None:
+        """Forget that a model keeps dying: the next request starts it at once."""
+        self._models[model].deaths = None
 
     def reconfigure(
         self,
         models: Mapping[str, ModelConfig],
         policy: SwapPolicy,
         overtake_limit_s: float,
-        priority: Mapping[str, int] = {},
+        priority: Mapping[str, int],
+        now: float,
+        outdated: Collection[str] = (),
     ) -> list[Action]:
-        """Go on with other definitions. What runs, runs on: to stop what changed or went, `unload` it first.
+        """Go on with other definitions. No request in flight is cut, and what is the same runs on.
+
+        `outdated`: those of `models` whose unit is not that of the new definition. It serves what it has, then stops; a
+        load is aborted; whoever waits is served by the successor. What is not in `models` any more also serves who
+        joined its load, refuses everybody else, and is forgotten when nothing is left of it.
 
         Whoever waits is put in order by the new priorities.
         """
+        self._now = now
+        self._policy, self._overtake_limit_s = policy, overtake_limit_s
         for id, config in models.items():
             known = self._models.setdefault(id, _Model(id, config, config.slots, 0))
-            known.config, known.slots, known.priority = config, config.slots, priority.get(id, 0)
-        for id in self._models.keys() - models.keys():
-            if self._models[id].state is State.STOPPED and not self._models[id].admitted:
-                del self._models[id]  # one that still stops is forgotten by the next reload
-        self._policy, self._overtake_limit_s = policy, overtake_limit_s
+            known.define(config, priority.get(id, 0), id in outdated)
+        for known in self._models.values():
+            if known.id not in models:
+                self._remove(known)
         self._answers.clear()
+        for target in self._models.values():
+            self._retire(target)
+        self._reconsider()
         self._queue.sort(key=lambda request: (-request.model.priority, request.number))
         return self._settle()
 
     def tick(self, now: float) -> list[Action]:
         """Stop what has been idle for its ttl."""
+        self._now = now
         for model in self._models.values():
             if self._can_expire(model) and now >= model.idle_since + model.config.ttl:
                 self._stop(model, model.config.unload_timeout)
         return self._flush()
 
-    def shutdown(self, now: float, grace_s: float = SHUTDOWN_GRACE_S) -> list[Action]:
-        """Refuse everybody who waits or will come, stop everything. What is in flight is cut by the stops."""
+    def shutdown(self, now: float, grace_s: float = SHUTDOWN_GRACE_S, keep: bool = False) -> list[Action]:
+        """Refuse everybody who waits or will come, stop everything. What is in flight is cut by the stops.
+
+        With `keep` nothing is stopped, nor anything from now on: units are left as they are. May be called again
+        without.
+        """
+        self._now = now
         self._is_closed = True
         self._refuse_waiting_for(self._models.values(), ShuttingDown)
         for model in self._models.values():
-            self._stop_at_once(model, grace_s)
+            if not keep:
+                self._stop_at_once(model, grace_s)
+            elif model.state is not State.STARTING:
+                self._swaps.pop(model.id, None)  # it would start something yet
         return self._flush()
 
     # ---- questions ----
 
     def state(self, model: str) -> State:
         return self._models[model].state
+
+    def config(self, model: str) -> ModelConfig:
+        """Return the definition by which the model is to be started next."""
+        return self._models[model].config
 
     def in_flight(self, model: str) -> int:
         """How many requests are granted and not yet released."""
@@ -304,41 +398,45 @@ class Scheduler:
         return min(ends, default=None)
 
     def deadline_of(self, model: str) -> float | None:
-        """Return when this model's ttl ends, if it runs."""
-        target = self._models[model]
-        return target.idle_since + target.config.ttl if self._can_expire(target) else None
+        """Return when this model's ttl ends, if it runs; None also for a model that is forgotten."""
+        target = self._models.get(model)
+        return target.idle_since + target.config.ttl if target is not None and self._can_expire(target) else None
 
     # ---- the decision ----
 
     def _pass(self, request: _Request) -> bool:
-        """Let a new or queued request pass, or say that it has to wait. The only place that decides.
+        """Let a new or queued request pass, refuse it, or say that it has to wait. The only place that decides.
 
-        0. It came too late to overtake the oldest queued request, and would delay it → wait
-        1. A swap to its model is under way → join it
-        2. Its model is ready and nothing has to stop → grant
-        3. Its swap would clash with one under way → wait
-        4. A model that has to stop serves requests → wait
-        5. Its own model is still stopping → wait
-        6. Otherwise → swap
+        0. Its model keeps dying and is not to be started yet → refuse
+        1. It came too late to overtake the oldest queued request, and would delay it → wait
+        2. A swap to its model is under way → join it
+        3. Its model is ready and nothing has to stop → grant
+        4. Its swap would clash with one under way → wait
+        5. A model that has to stop serves requests → wait
+        6. Its own model is still stopping, or outdated and about to → wait
+        7. Otherwise → swap
         """
         target = request.model
         swap = self._swaps.get(target.id)
+        if target.deaths is not None and self._backs_off(target, target.deaths):  # 0
+            self._refuse(request, self._crash_loop(target, target.deaths))
+            return True
         evicts = self._evictions(target.id) if swap is None else ()
-        if self._queue and self._overtakes(request, evicts):  # 0
+        if self._queue and self._overtakes(request, evicts):  # 1
             return False
-        if swap is not None:  # 1
+        if swap is not None:  # 2
             swap.joined.append(request)
             return True
-        if target.state is State.READY and not evicts:  # 2
+        if target.is_open and not evicts:  # 3
             self._grant(request)
             return True
-        if any(_clash(target.id, evicts, other.target.id, other.evicts) for other in self._swaps.values()):  # 3
+        if any(_clash(target.id, evicts, other.target.id, other.evicts) for other in self._swaps.values()):  # 4
             return False
-        if any(self._is_serving(id) for id in evicts):  # 4
+        if any(self._is_serving(id) for id in evicts):  # 5
             return False
-        if target.state is State.STOPPING:  # 5
+        if target.state is State.STOPPING or target.is_outdated:  # 6
             return False
-        self._begin(_Swap(target, evicts, [request]))  # 6
+        self._begin(_Swap(target, evicts, [request], request.since))  # 7
         return True
 
     def _overtakes(self, request: _Request, evicts: tuple[str, ...]) -> bool:
@@ -366,6 +464,7 @@ class Scheduler:
                 if self._pass(request):
                     self._queue.remove(request)
                     has_moved = True
+        self._forget_removed()
         return self._flush()
 
     def _evictions(self, target: str) -> tuple[str, ...]:
@@ -391,7 +490,11 @@ class Scheduler:
     def _can_expire(self, model: _Model) -> bool:
         """Tell whether a ttl runs: nobody uses or waits for the model, and no swap is about to serve from it."""
         return (
-            model.config.ttl > 0 and model.state is State.READY and not model.admitted and model.id not in self._swaps
+            model.config.ttl > 0
+            and model.state is State.READY
+            and not model.admitted
+            and model.id not in self._swaps
+            and not self._is_closed
         )
 
     # ---- swaps ----
@@ -405,18 +508,34 @@ class Scheduler:
         self._proceed(swap)
 
     def _proceed(self, swap: _Swap) -> None:
-        if swap.pending or swap.target.state is State.STOPPING:
+        """Do what comes next, if it is time for it; otherwise there will be word of the model or of who has to stop."""
+        target = swap.target
+        if swap.pending:
             return
-        if swap.target.state is State.READY:  # it ran all along, only others had to stop
-            self._complete(swap)
-            return
-        self._move(swap.target.id, Cause.START)
-        self._actions.append(Start(swap.target.id))
+        if target.state is State.READY and (target.is_open or target.is_removed):
+            self._complete(swap)  # who joined before it was removed is served
+        elif target.state is State.STOPPED and self._is_pointless(swap):
+            self._give_up(swap)
+        elif target.state is State.STOPPED:
+            self._move(target.id, Cause.START)
+            self._actions.append(Start(target.id))
 
     def _complete(self, swap: _Swap) -> None:
         del self._swaps[swap.target.id]
         for request in swap.joined:
             self._grant(request)
+        self._retire(swap.target)
+
+    @staticmethod
+    def _is_pointless(swap: _Swap) -> bool:
+        return swap.target.is_removed or (swap.needs_joined and not swap.joined)
+
+    def _give_up(self, swap: _Swap) -> None:
+        """Forget a swap whose model was removed, or that nobody needs any more."""
+        del self._swaps[swap.target.id]
+        self._answers.clear()
+        for request in swap.joined:
+            self._refuse(request, UnknownModel(swap.target.id))
 
     def _carry_on_without(self, model: _Model) -> None:
         """Continue the swaps that waited for this model to be gone, to have another instead or the same anew."""
@@ -425,15 +544,37 @@ class Scheduler:
                 swap.pending.discard(model.id)
                 self._proceed(swap)
 
+    def _reconsider(self) -> None:
+        """Have the new policy decide again where a swap has started nothing yet and would have to stop more by it.
+
+        Whoever joined such a swap goes back to the queue.
+        """
+        for swap in tuple(self._swaps.values()):
+            target = swap.target
+            if target.state is State.STARTING or target.is_removed:
+                continue
+            running = self._running()
+            if not target.is_open:  # asked for one that runs, a policy may have no objections
+                running = tuple(id for id in running if id != target.id)
+            if swap.pending.issuperset(self._policy.evictions(target.id, running)):
+                continue
+            del self._swaps[target.id]
+            self._answers.clear()
+            self._queue += swap.joined
+
     # ---- models ----
 
     def _move(self, model: str, cause: Cause) -> _Model:
         target = self._models[model]
-        target.state = advance(target.state, cause)
+        was_ready = target.state is State.READY
+        target.move(cause)
+        if was_ready and self._now >= target.ready_at + FORGIVEN_AFTER_S:
+            target.deaths = None
         self._answers.clear()
         return target
 
     def _stop(self, model: _Model, grace_s: float) -> None:
+        grace_s = min(grace_s, ABORT_GRACE_S) if model.state is State.STARTING else grace_s
         self._move(model.id, Cause.STOP)
         self._actions.append(Stop(model.id, grace_s))
 
@@ -441,10 +582,56 @@ class Scheduler:
         """Stop whatever there is of the model. Nobody waits for it any more."""
         self._swaps.pop(model.id, None)
         self._answers.clear()
-        if model.state is State.STARTING:
-            self._stop(model, min(grace_s, ABORT_GRACE_S))
-        elif model.state is State.READY:
+        if model.state in (State.STARTING, State.READY):
             self._stop(model, grace_s)
+
+    def _retire(self, model: _Model) -> None:
+        """Stop a model if it is outdated and nothing is cut by that.
+
+        A swap to it stays, and starts its successor. One to a removed model has none, and goes on with what runs.
+        """
+        if not model.is_outdated or self._is_closed:
+            return
+        swap = self._swaps.get(model.id)
+        if model.is_removed:
+            can_stop = model.state is State.READY and not model.in_flight and swap is None
+        else:
+            can_stop = model.state is State.STARTING or (model.state is State.READY and not model.in_flight)
+        if not can_stop:
+            return
+        if swap is not None:
+            swap.needs_joined = True
+        self._stop(model, model.config.unload_timeout)
+
+    def _remove(self, model: _Model) -> None:
+        """Take a model out of the configuration. Only those who joined a load of it that has begun are served yet."""
+        model.remove()
+        for request in tuple(self._queue):
+            if request.model is model:
+                self._queue.remove(request)
+                self._refuse(request, UnknownModel(model.id))
+        swap = self._swaps.get(model.id)
+        if swap is not None and model.state not in (State.STARTING, State.READY):
+            self._give_up(swap)
+
+    def _forget_removed(self) -> None:
+        """Forget the removed models of which nothing is left."""
+        for model in [m for m in self._models.values() if m.is_removed]:
+            if model.state is State.STOPPED and not model.admitted:
+                del self._models[model.id]
+                self._answers.clear()
+
+    def _died(self, model: _Model, error: Exception) -> None:
+        """Count a death nobody ordered, and say how long the model has to wait for its next start."""
+        count = model.deaths.count + 1 if model.deaths is not None else 1
+        backoff_s = min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0 ** min(count - 2, 10)) if count > 1 else 0.0
+        model.deaths = _Deaths(count, error, self._now + backoff_s)
+
+    def _backs_off(self, model: _Model, deaths: _Deaths) -> bool:
+        return model.state is State.STOPPED and model.id not in self._swaps and self._now < deaths.until
+
+    def _crash_loop(self, model: _Model, deaths: _Deaths) -> CrashLoop:
+        return CrashLoop(model.id, deaths.count, deaths.error, deaths.until - self._now)
 
     # ---- requests ----
 
