@@ -35,10 +35,12 @@ def load(
     environ: Mapping[str, str] = os.environ,
     *,
     is_strict: bool = False,
+    ports: Mapping[str, int] = {},
 ) -> Loaded:
     """Return the configuration that the files make together, and what is odd about it.
 
-    Raises ConfigError with every problem that can be seen at once; `is_strict` makes unknown keys problems.
+    Raises ConfigError with every problem that can be seen at once; `is_strict` makes unknown keys problems. `ports` are
+    those of running units by model id: each stays with its model if that still uses one, and no other model gets it.
     """
     report = Report(is_strict=is_strict)
     parsed = [_parsed(path, environ, report) for path in sources(files, config_dir)]
@@ -46,7 +48,7 @@ def load(
     root = merge([source for source in parsed if source is not None], report)
     report.raise_errors(beyond_missing=True)
     report.root = root = prepare(root)
-    expanded = macros.expand(root, known_keys(Config), Config().start_port, report)
+    expanded = macros.expand(root, known_keys(Config), Config().start_port, report, ports)
     config = _decoded(expanded, report)
     validate(config, expanded.root, report)
     _check_store(config, report)

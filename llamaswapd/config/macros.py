@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -95,11 +96,14 @@ class Expanded:
     ports: Mapping[str, int]
 
 
-def expand(root: Map, known_keys: Collection[str], default_port: int, report: Report) -> Expanded:
+def expand(
+    root: Map, known_keys: Collection[str], default_port: int, report: Report, reserved: Mapping[str, int] = {}
+) -> Expanded:
     """Expand all macros. What cannot be expanded is reported and counts as not set from here on.
 
     `known_keys` are the top-level keys in which an unknown macro is a mistake; others may hold anything, for instance
-    the anchors of a `defs:` block. Ports count from `startPort` in the order of the models' ids.
+    the anchors of a `defs:` block. Ports count from `startPort` in the order of the models' ids; a port that is
+    `reserved` for a model id is that model's, and nobody else's even if there is no such model.
     """
     scope = _declared(root.get("macros"), ("macros",), report)
     models = root.get("models")
@@ -111,14 +115,17 @@ def expand(root: Map, known_keys: Collection[str], default_port: int, report: Re
     if isinstance(models, Map):
         start = expanded.get("startPort")
         first_port = (start.integer if isinstance(start, Scalar) else None) or default_port
-        expanded["models"], ports = _expanded_models(models, scope, first_port, report)
+        free = (port for port in itertools.count(first_port) if port not in reserved.values())
+        expanded["models"], ports = _expanded_models(models, scope, free, reserved, report)
     for key, node in expanded.items():
         if key in known_keys and key != "macros":
             expanded[key] = _without_unknown(node, (key,), report)
     return Expanded(replace(root, items=expanded), ports)
 
 
-def _expanded_models(models: Map, scope: Scope, first_port: int, report: Report) -> tuple[Map, dict[str, int]]:
+def _expanded_models(
+    models: Map, scope: Scope, free: Iterator[int], reserved: Mapping[str, int], report: Report
+) -> tuple[Map, dict[str, int]]:
     by_id = {id_: model for id_, model in sorted(models.items.items()) if isinstance(model, Map)}
     own = {
         id_: _declared(model.get("macros"), ("models", id_, "macros"), report, f"model {id_}: ")
@@ -128,7 +135,8 @@ def _expanded_models(models: Map, scope: Scope, first_port: int, report: Report)
     for id_, model in by_id.items():
         model = _expanded_model(id_, model, model_scope(id_, scope, own[id_]), report)
         if _mentions_port(model.get("cmd")):
-            ports[id_] = port = first_port + len(ports)
+            kept = reserved.get(id_)
+            ports[id_] = port = next(free) if kept is None or kept in ports.values() else kept
             model = _expanded_model(id_, model, {"PORT": Scalar(str(port), "int", port)}, report)
         elif _mentions_port(model.get("proxy")):
             why = "proxy uses ${PORT} but cmd does not - ${PORT} is only available when used in cmd"

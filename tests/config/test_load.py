@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llamaswapd.config.load import load, sources
 from llamaswapd.config.schema import Config, Store
@@ -205,6 +208,67 @@ def test_a_store_needs_its_directory(complaints: Complain, tmp_path: Path) -> No
 def test_a_store_must_be_writable(complaints: Complain, tmp_path: Path) -> None:
     (path := tmp_path / "activity.db").touch(mode=0o400)
     assert "activity.db is not writable: " in store_problem(complaints, path)
+
+
+# ---- ports of running models ---------------------------------------------------------------------------------------
+
+
+def ports(tmp_path: Path, text: str, running: Mapping[str, int]) -> dict[str, int | None]:
+    (tmp_path / "c.yaml").write_text(text)
+    return {id_: model.port for id_, model in load([tmp_path / "c.yaml"], ports=running).config.models.items()}
+
+
+def with_ports(*ids: str) -> str:
+    models = ", ".join(f"'{id_}': {{cmd: 'x ${{PORT}}'}}" for id_ in ids)
+    return f"startPort: 6000\nmodels: {{{models}}}\n"
+
+
+def test_a_running_model_keeps_its_port_and_the_others_count_past_it(tmp_path: Path) -> None:
+    found = ports(tmp_path, with_ports("a", "b", "c", "d"), {"b": 6000, "d": 7000})
+    assert found == {"a": 6001, "b": 6000, "c": 6002, "d": 7000}
+
+
+def test_the_kept_port_is_the_one_that_macros_get(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("models: {m: {cmd: 'x ${PORT}', env: ['P=${PORT}']}}")
+    model = load([tmp_path / "c.yaml"], ports={"m": 7000}).config.models["m"]
+    assert (model.cmd, model.env, model.proxy) == ("x 7000", ("P=7000",), "http://localhost:7000")
+
+
+def test_the_port_of_a_unit_that_has_left_the_file_is_nobodys(tmp_path: Path) -> None:
+    assert ports(tmp_path, with_ports("b"), {"gone": 6000}) == {"b": 6001}
+
+
+def test_a_model_that_uses_no_port_any_more_gets_none_and_leaves_it_to_nobody(tmp_path: Path) -> None:
+    text = with_ports("b").replace("models: {", "models: {a: {cmd: x, proxy: http://h}, ")
+    assert ports(tmp_path, text, {"a": 6000}) == {"a": None, "b": 6001}
+
+
+IDS = st.sets(st.sampled_from("abcdefgh"), min_size=1)
+RUNNING = st.dictionaries(st.sampled_from("abcdefghxyz"), st.integers(5998, 6010))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(IDS, RUNNING)
+def test_no_two_models_share_a_port(tmp_path: Path, ids: set[str], running: dict[str, int]) -> None:
+    found = ports(tmp_path, with_ports(*ids), running)
+    assert len(set(found.values())) == len(ids)
+    holders: dict[int, list[str]] = {}
+    for id_ in sorted(ids & set(running)):
+        holders.setdefault(running[id_], []).append(id_)
+    kept = {first: port for port, (first, *_) in holders.items()}
+    assert found == {**found, **kept}
+    others = [found[id_] for id_ in sorted(ids - set(kept))]
+    assert others == [port for port in range(6000, 6100) if port not in running.values()][: len(others)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(IDS)
+def test_loading_again_with_the_ports_there_are_changes_none(tmp_path: Path, ids: set[str]) -> None:
+    found = ports(tmp_path, with_ports(*ids), {})
+    assert list(found.values()) == list(range(6000, 6000 + len(ids)))
+    assert ports(tmp_path, with_ports(*ids, "0"), {id_: port for id_, port in found.items() if port}) == {
+        "0": 6000 + len(ids), **found,
+    }  # fmt: skip
 
 
 # ---- strict --------------------------------------------------------------------------------------------------------
