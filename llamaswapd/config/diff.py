@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import Config, ModelConfig
 
 
@@ -14,6 +15,7 @@ class Diff:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
+    outdated: tuple[str, ...]  # those of the changed ones whose running unit no longer is what it should be
     unchanged: tuple[str, ...]
     is_global_changed: bool  # something outside `models`, as far as it is not part of every model anyway
 
@@ -26,6 +28,7 @@ def diff(old: Config, new: Config) -> Diff:
         added=tuple(id_ for id_ in new.models if id_ not in old.models),
         removed=tuple(id_ for id_ in old.models if id_ not in new.models),
         changed=tuple(id_ for id_ in both if id_ not in same),
+        outdated=tuple(id_ for id_ in both if fingerprint(old.models[id_]) != fingerprint(new.models[id_])),
         unchanged=tuple(id_ for id_ in both if id_ in same),
         is_global_changed=_globals(old) != _globals(new),
     )

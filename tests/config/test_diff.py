@@ -20,13 +20,13 @@ models:
 
 def test_nothing_changed(load_text: Load) -> None:
     same = ("gone", "kept", "other")
-    assert diff(load_text(OLD).config, load_text(OLD).config) == Diff((), (), (), same, is_global_changed=False)
+    assert diff(load_text(OLD).config, load_text(OLD).config) == Diff((), (), (), (), same, is_global_changed=False)
 
 
 def test_models_come_go_and_change(load_text: Load) -> None:
     new = OLD.replace("gone", "new").replace("a: 1", "a: 2")
     assert diff(load_text(OLD).config, load_text(new).config) == Diff(
-        ("new",), ("gone",), ("other",), ("kept",), is_global_changed=False
+        ("new",), ("gone",), ("other",), ("other",), ("kept",), is_global_changed=False
     )
 
 
@@ -71,3 +71,31 @@ def test_groups_that_move_to_routing_change_nothing(load_text: Load) -> None:
     models, groups = "models: {m: {proxy: http://h}}\n", "groups: {g: {members: [m]}}"
     moved = f"routing: {{router: {{settings: {{{groups}}}}}}}"
     assert not diff(load_text(models + groups).config, load_text(models + moved).config).is_global_changed
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_outdated"),
+    [
+        ("cmd: y", True), ("proxy: http://i", True), ("env: [A=b]", True), ("cmdStop: y", True),
+        ("checkEndpoint: /up", True), ("systemd: {Nice: 5}", True),
+        ("ttl: 5", False), ("aliases: [m]", False), ("concurrencyLimit: 2", False),
+        ("filters: {stripParams: a}", False),
+        ("unloadTimeout: 3", False), ("readyLog: up", False), ("timeouts: {connect: 3}", False),
+    ],
+)  # fmt: skip
+def test_only_what_makes_the_unit_outdates_a_model(load_text: Load, setting: str, is_outdated: bool) -> None:
+    key = setting.partition(":")[0]
+    new = OLD.replace("kept: {cmd: x, proxy: http://h}", f"kept: {{{'' if key == 'cmd' else 'cmd: x, '}"
+                      f"{'' if key == 'proxy' else 'proxy: http://h, '}{setting}}}")  # fmt: skip
+    found = diff(load_text(OLD).config, load_text(new).config)
+    assert found.changed == ("kept",)
+    assert found.outdated == (("kept",) if is_outdated else ())
+
+
+def test_a_shifted_port_outdates_a_model(load_text: Load) -> None:
+    model = "cmd: 'x ${PORT}'"
+    found = diff(
+        load_text(f"models: {{b: {{{model}}}}}").config, load_text(f"models: {{a: {{{model}}}, b: {{{model}}}}}").config
+    )
+    assert found.outdated == ("b",)
+    assert found.added == ("a",)
