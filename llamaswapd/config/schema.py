@@ -361,6 +361,10 @@ class Config(Section, frozen=True):
     ui: Ui = Field(default=Ui(), description="settings of the web interface")
     upstream: UpstreamSection = Field(default=UpstreamSection(), description="settings of /upstream")
     overtake_limit: int = Field(default=30, description="seconds a queued swap is overtaken by newcomers at most")
+    on_stop: Literal["auto", "keep", "stop"] = Field(
+        default="auto", description="what becomes of models when the daemon ends; auto: a restart keeps them"
+    )
+    drain_timeout: int = Field(default=30, description="seconds requests may take to end when the daemon does")
     systemd: Annotated[Mapping[str, tuple[str, ...]], UnitSettings()] = Field(
         default={}, description="unit settings of every model that does not set them itself"
     )

@@ -18,6 +18,9 @@ from llamaswapd.config.rules.selectors import selectors
 from llamaswapd.config.schema import Config, Timeouts
 from llamaswapd.config.tree import Map, Path, dotted, is_null
 
+# Of the 45 s that the units in `units/` give the daemon to stop, some are needed for what follows the requests.
+_LONGEST_DRAIN_S = 40
+
 
 def validate(config: Config, root: Map, report: Report) -> None:
     """Report everything wrong with a decoded configuration; `root` is the tree it was decoded from."""
@@ -47,8 +50,11 @@ def _is_at_or_below(path: str, other: str) -> bool:
 
 
 def _odd(config: Config, root: Map) -> Problems:
-    """Yield what is accepted and has no useful effect."""
+    """Yield what is accepted and has no useful effect, or not the one that was wanted."""
     used = in_use(config)
+    if config.drain_timeout > _LONGEST_DRAIN_S:
+        what = f"{config.drain_timeout} s may outlast the TimeoutStopSec of the daemon's unit, which is 45 s as shipped"
+        yield ("drainTimeout",), f"{what}; write {_LONGEST_DRAIN_S} or less, or raise that in a drop-in"
     for name, group in used.groups.items():
         for index, member in enumerate(group.members):
             yield from _alias(member, (*used.path, "groups", name, "members", index), config)

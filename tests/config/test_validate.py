@@ -17,6 +17,8 @@ M = "models: {m: {proxy: http://h}}\n"
         ("globalTTL: -1", "globalTTL: globalTTL must be >= 0"),
         ("unloadTimeout: -1", "unloadTimeout: unloadTimeout must be >= 0"),
         ("overtakeLimit: -1", "overtakeLimit: overtakeLimit must be >= 0"),
+        ("drainTimeout: -1", "drainTimeout: drainTimeout must be >= 0; it is -1, write 0 to cut requests at once"),
+        ("onStop: later", 'onStop: onStop must be one of: auto, keep, stop; "later" is none of them'),
         ('apiKeys: [a, ""]', "apiKeys[1]: empty api key found in apiKeys"),
         ('apiKeys: [a, "b c"]', "apiKeys[1]: apiKeys[1]: api key cannot contain spaces"),
         (M + "groups: {g: {members: [m, m]}}", "groups.g.members[1]: duplicate model member m found in group: g"),
@@ -53,7 +55,8 @@ def test_the_whole_file(complaints: Complain, body: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "startPort: 1", "globalTTL: 0", "unloadTimeout: 0", "overtakeLimit: 0", "groups: {(default): {}}",
+        "startPort: 1", "globalTTL: 0", "unloadTimeout: 0", "overtakeLimit: 0", "drainTimeout: 0",
+        "groups: {(default): {}}",
         "performance: {every: 5s}", "performance: {every: 0s}", "performance: {every: }", "performance:", "store:",
         "upstream: {ignorePaths: []}",
         "models: {m: {proxy: http://h, capabilities: {context: 0, in: [], out: [image]}}}",
@@ -168,6 +171,13 @@ def test_an_alias_as_group_member_is_ignored_with_a_warning(load_text: Load) -> 
     loaded = load_text("models: {m: {proxy: http://h, aliases: [x]}}\ngroups: {g: {members: [x]}}")
     assert loaded.config.groups["g"].members == ()
     assert [(warning.path, '"m"' in warning.message) for warning in loaded.warnings] == [("groups.g.members[0]", True)]
+
+
+def test_a_drain_that_outlasts_the_unit_is_a_warning(load_text: Load) -> None:
+    assert not load_text("drainTimeout: 40").warnings
+    (warning,) = load_text("drainTimeout: 41").warnings
+    assert warning.path == "drainTimeout"
+    assert "41 s may outlast the TimeoutStopSec of the daemon's unit, which is 45 s as shipped" in warning.message
 
 
 def test_preloading_an_unknown_model_is_a_warning(load_text: Load) -> None:

@@ -24,6 +24,9 @@ def general(config: Config) -> Problems:
         yield ("unloadTimeout",), f"unloadTimeout must be >= 0; it is {config.unload_timeout}"
     if config.overtake_limit < 0:
         yield ("overtakeLimit",), f"overtakeLimit must be >= 0; it is {config.overtake_limit}"
+    if config.drain_timeout < 0:
+        what = f"drainTimeout must be >= 0; it is {config.drain_timeout}, write 0 to cut requests at once"
+        yield ("drainTimeout",), what
     if config.store is not None and not config.store.path.strip():
         yield ("store", "path"), "store.path must not be empty; name a file, or take store out to keep rows in memory"
     yield from _ignored_paths(config)
