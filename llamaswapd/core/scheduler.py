@@ -553,10 +553,8 @@ class Scheduler:
             target = swap.target
             if target.state is State.STARTING or target.is_removed:
                 continue
-            running = self._running()
-            if not target.is_open:  # asked for one that runs, a policy may have no objections
-                running = tuple(id for id in running if id != target.id)
-            if swap.pending.issuperset(self._policy.evictions(target.id, running)):
+            others = tuple(id for id in self._running() if id != target.id)  # it may have to be started yet
+            if swap.pending.issuperset(self._policy.evictions(target.id, others)):
                 continue
             del self._swaps[target.id]
             self._answers.clear()
