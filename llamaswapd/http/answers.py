@@ -15,9 +15,9 @@ from llamaswapd.errors import Error, StartError, TooManyRequests, Unauthorized, 
 TARGET_SAFE = "/%:@!$&'()*+,;=~?-._[]"
 
 
-def json_answer(value: object, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_answer(value: object, headers: Mapping[str, str] | None = None, status: int = 200) -> web.Response:
     body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    return web.Response(body=body, headers={"Content-Type": "application/json", **(headers or {})})
+    return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **(headers or {})})
 
 
 def text_answer(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -36,9 +36,10 @@ def error_answer(error: Error, accept: str) -> web.Response:
     headers = {"Content-Type": content_type}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Basic realm="llama-swap"'
-    if isinstance(error, TooManyRequests):
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, StartError):
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    elif isinstance(error, StartError):
         headers["X-Should-Retry"] = "false"  # else the clients of OpenAI and Anthropic start it twice more at once
     return web.Response(status=error.status, body=body, headers=headers)
 

@@ -1,4 +1,4 @@
-"""The management API: what is there, what runs, unload it."""
+"""The management API: what is there, what runs, load it, unload it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from llamaswapd import __version__
+from llamaswapd.config.schema import ModelConfig
 from llamaswapd.engine import Engine
 from llamaswapd.errors import ModelNotFound, NotFound, RequestError
 from llamaswapd.http.answers import json_answer, redirect, text_answer
 from llamaswapd.http.listing import Record, model_records, running_records
+from llamaswapd.http.server import cancelled_if_gone
 from llamaswapd.observe import Inflight
 
 
@@ -47,12 +49,21 @@ class Api:
 
     async def unload(self, request: web.Request) -> web.Response:
         """Unload the model that the rest of the path names, slashes and escapes included."""
-        name = unquote(request.rel_url.raw_path.removeprefix("/api/models/unload/"))
+        await self._engine.unload([self._named(request, "/api/models/unload/").id])
+        return text_answer("OK")
+
+    async def load(self, request: web.Request) -> web.Response:
+        """Load the model that the rest of the path names, even if it keeps failing; a client that leaves gives up."""
+        with cancelled_if_gone(request):
+            await self._engine.load(self._named(request, "/api/models/load/").id)
+        return json_answer({"msg": "ok"})
+
+    def _named(self, request: web.Request, prefix: str) -> ModelConfig:
+        name = unquote(request.rel_url.raw_path.removeprefix(prefix))
         model = self._engine.config.resolve(name)
         if model is None:
             raise ModelNotFound
-        await self._engine.unload([model.id])
-        return text_answer("OK")
+        return model
 
     async def profiles(self, request: web.Request) -> web.Response:
         profiles = [
@@ -84,11 +95,6 @@ class Api:
 
     async def version(self, request: web.Request) -> web.Response:
         return json_answer({"version": __version__, "commit": "unknown", "build_date": "unknown"})
-
-
-async def health(request: web.Request) -> web.Response:
-    """Say that the front end is up; no model is looked at."""
-    return text_answer("OK")
 
 
 async def to_ui(request: web.Request) -> web.Response:

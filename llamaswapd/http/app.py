@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from aiohttp import web
 
 from llamaswapd.activity.activity import Activity
+from llamaswapd.condition import Condition
 from llamaswapd.config.schema import Config
 from llamaswapd.core.routing import MODEL_ROUTES
 from llamaswapd.engine import Engine
@@ -17,13 +18,15 @@ from llamaswapd.http.activity import ActivityApi
 from llamaswapd.http.api import Api
 from llamaswapd.http.events import KEEP_ALIVE_S, Events
 from llamaswapd.http.express import Express
-from llamaswapd.http.gate import Gate, hide_server
+from llamaswapd.http.failure import CutOff
+from llamaswapd.http.gate import Gate, finish_head
+from llamaswapd.http.health import Health
 from llamaswapd.http.logs import Logs
 from llamaswapd.http.machine import Machine
 from llamaswapd.http.metrics import Durations, Metrics
 from llamaswapd.http.proxy import Proxy
 from llamaswapd.http.recording import Recorder
-from llamaswapd.http.server import Site
+from llamaswapd.http.server import Listener, Site
 from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import Traffic
 from llamaswapd.http.ui import Ui
@@ -35,6 +38,7 @@ from llamaswapd.observe import Observer
 Route = web.AbstractRouteDef
 
 CUT_AFTER_S = 1.0  # at the very end: for answers that are still on their way out
+STOPPING = "llamaswapd is stopping"
 
 
 class FrontEnd:
@@ -48,6 +52,7 @@ class FrontEnd:
         durations: Durations,
         hardware: Hardware,
         performance: Performance,
+        condition: Condition | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._streams = Streams()
@@ -59,7 +64,7 @@ class FrontEnd:
         proxy = Proxy(engine, observer.inflight, self._pool, self._recorder, self._streams)
         routes = [
             *model_routes(proxy),
-            *api_routes(Api(engine, observer.inflight)),
+            *api_routes(Api(engine, observer.inflight), Health(engine, condition or Condition())),
             *activity_routes(ActivityApi(activity)),
             *machine_routes(Machine(hardware, performance), Metrics(engine, activity, durations, performance)),
             web.get("/api/events", Events(engine, observer, self._streams, keep_alive_s).stream),
@@ -73,28 +78,45 @@ class FrontEnd:
         """Heed what the front end itself remembers of the configuration."""
         self._recorder.allow(config.capture_buffer)
 
-    async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+    async def start(self, listeners: Sequence[Listener | socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Answer on these bound sockets."""
         await self._runner.setup()
         self._site = Site(self._runner, self._express)
-        await self._site.listen(sockets, tls)
+        await self._site.listen(each if isinstance(each, Listener) else Listener(each, tls) for each in listeners)
 
     def stop_accepting(self) -> None:
-        """Accept no more connections. Those that are open go on."""
-        if self._site is not None:
-            self._site.stop_listening()
+        self.drain()
 
     def close_streams(self) -> None:
-        """End event and log streams, which would never end by themselves."""
-        self._streams.close()
+        self._streams.close(STOPPING)
+
+    def drain(self, why: str = STOPPING) -> None:
+        """Accept no more connections, answer what has been asked, and end what would never end by itself.
+
+        `why` is told to the readers of event and log streams. May be called twice.
+        """
+        if self._site is not None:
+            self._site.drain()
+        self._streams.close(why)
 
     async def drained(self) -> None:
-        """Wait until no request is being answered."""
+        """Wait until no request is being answered and, after `drain`, no connection is left."""
+        if self._site is not None and self._site.is_draining:
+            await self._site.drained()
         await self._traffic.idle()
+
+    def cut(self, why: str) -> None:
+        """End what is still being answered, visibly: an answer that has begun is broken off, others are 503 and `why`.
+
+        It takes until `close` for the clients to have been told.
+        """
+        self._streams.close(why)
+        if self._site is not None:
+            self._site.cut(CutOff(why))
 
     async def close(self) -> None:
         """Cut what is still open; return when nothing is left."""
-        self.close_streams()
+        self._streams.close(STOPPING)
         if self._site is not None:
             await self._site.close(CUT_AFTER_S)
         await self._runner.cleanup()
@@ -108,7 +130,7 @@ def make_app(gate: Gate, routes: Iterable[Route]) -> web.Application:
     aiohttp 3.8 tries them one after the other, so the busy ones stand first and the patterns last.
     """
     app = web.Application(middlewares=[gate.middleware])
-    app.on_response_prepare.append(hide_server)
+    app.on_response_prepare.append(finish_head)
     in_order = sorted(routes, key=lambda route: isinstance(route, web.RouteDef) and "{" in route.path)
     app.add_routes(in_order)
     return app
@@ -125,16 +147,17 @@ def model_routes(proxy: Proxy) -> list[Route]:
     ]
 
 
-def api_routes(management: Api) -> list[Route]:
+def api_routes(management: Api, health: Health) -> list[Route]:
     return [
         web.get("/v1/models", management.models),
         web.get("/models", management.models),
-        web.get("/health", api.health),
-        web.get("/wol-health", api.health),
+        web.get("/health", health.health),
+        web.get("/wol-health", health.wol_health),
         web.get("/running", management.running),
         web.get("/unload", management.unload_all),
         web.post("/api/models/unload", management.unload_all_for_json),
         web.post("/api/models/unload/{name:(?s:.*)}", management.unload),
+        web.post("/api/models/load/{name:(?s:.*)}", management.load),
         web.get("/api/version", management.version),
         web.get("/api/profiles", management.profiles),
         web.put("/api/profiles/active", management.activate_profile),

@@ -13,6 +13,12 @@ request, in `_read`:
 
 The express way may change its mind until it has sent something to the model: what it has read is handed over then.
 Requests that come before the answer to the one at hand wait here for their turn.
+
+When the daemon stops, a connection is *ending*: what has been asked on it is answered, with `Connection: close` where
+the head of the answer has not gone yet, and then it is closed. A client that has just connected is awaited for a
+moment, because whoever connects is about to ask; and an idle connection is not closed over bytes that have arrived.
+That leaves clients that send on an idle connection while its end is under way to them, which they have to take into
+account at any time (RFC 9112 section 9.5).
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from llamaswapd.errors import Error
 from llamaswapd.http import heads
 from llamaswapd.http.link import Link
 from llamaswapd.http.wire import Templates
@@ -36,6 +43,7 @@ HEAD_TIMEOUT_S = (
 )
 KEEPALIVE_S = 75.0  # an idle connection is kept this long; also bounds the heads that aiohttp reads
 LINGER_S = 10.0  # how long a client may take to read the end of the last answer
+LAST_REQUEST_S = 2.0  # how long a client may take to send the request it came for, once the connection is ending
 LOOK_EVERY_S = 1.0  # how often it is looked who has taken too long
 AHEAD_LIMIT = 64 * 1024  # bytes of further requests that are read while one is answered
 
@@ -51,10 +59,16 @@ class Site(Protocol):
     """What all connections share."""
 
     express: Express
-    has_tls: bool
-    connections: set[Connection]
+    is_draining: bool
+    failure: Error | None  # by which everything is being cut
 
     def make_handler(self, connection: Connection) -> Handler: ...
+
+    def add(self, connection: Connection) -> None:
+        """The connection is established."""
+
+    def remove(self, connection: Connection) -> None:
+        """It has ended."""
 
 
 class Connection(Link):
@@ -65,12 +79,13 @@ class Connection(Link):
     """
 
     __slots__ = (
-        "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_handed", "_last_shape", "_left", "_loop",
-        "_site", "deadline", "has_left", "is_paused", "is_writable", "on_gone", "on_writable", "peer", "relay",
+        "__weakref__", "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_fresh", "_is_handed", "_last_shape",
+        "_left", "_loop", "_site", "answering", "deadline", "failure", "has_left", "is_ending", "is_paused",
+        "is_writable", "on_gone", "on_writable", "peer", "relay",
     )  # fmt: skip
 
-    def __init__(self, site: Site, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(has_tls=site.has_tls)
+    def __init__(self, site: Site, loop: asyncio.AbstractEventLoop, *, has_tls: bool) -> None:
+        super().__init__(has_tls=has_tls)
         self.is_writable = True
         self.on_gone: Callable[[], object] | None = None
         self.on_writable: Callable[[bool], object] | None = None
@@ -78,11 +93,15 @@ class Connection(Link):
         self.relay: Relay | None = None  # of aiohttp's request at hand, if it goes to a model
         self.peer = ""  # the client's address, "" for a UNIX socket
         self.deadline: float | None = loop.time() + HEAD_TIMEOUT_S  # by which the client must have sent something
+        self.is_ending = False  # the request at hand is the last one
+        self.answering: asyncio.Task[object] | None = None  # runs the handler of aiohttp's request at hand
+        self.failure: Error | None = None  # why everything is cut, once it is
         self._site = site
         self._loop = loop
         self._ahead = b""  # of a head that is not complete, or of requests behind the one at hand
         self._last_shape: heads.Shape | None = None  # of its last request; the next one is alike
         self._exchange: Exchange | None = None
+        self._is_fresh = True  # no answer has been given yet
         self.is_paused = False
         self._handler: Handler | None = None
         self._is_aiohttps = False  # for the rest of its days
@@ -96,7 +115,12 @@ class Connection(Link):
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.peer = peer[0]
-        self._site.connections.add(self)
+        site = self._site
+        site.add(self)
+        if site.failure is not None:
+            self.cut(site.failure)
+        elif site.is_draining:
+            self.drain()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _read_buffer
@@ -170,6 +194,10 @@ class Connection(Link):
             self._ahead = b""
             return
         self.deadline = self.now + KEEPALIVE_S
+        self._is_fresh = False
+        if self.is_ending and not (self._ahead and self.is_writable):
+            self._end_unless_asked()
+            return
         if not self.is_writable:  # what it does not read now must not become more
             self.pause_reading()
             return
@@ -203,8 +231,11 @@ class Connection(Link):
         """aiohttp has answered, or never had anything."""
         if self._handler is None or not self._handler.is_idle:
             return
-        if self._is_aiohttps and self.has_left:
-            self.transport.close()
+        if self._is_aiohttps:
+            if self.has_left:
+                self.transport.close()
+            elif self.is_ending:
+                self._end_unless_asked()
         elif self._is_handed:
             self._is_handed = False
             self._handler.read_on()
@@ -264,7 +295,9 @@ class Connection(Link):
         return is_answering and not self.has_tls  # TLS has no half-closed connections
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._site.connections.discard(self)
+        self._site.remove(self)
+        if self.is_ending:
+            self.discard_unread()
         self._leave()
         if self._handler is not None:
             self._handler.connection_lost(exc)
@@ -275,6 +308,43 @@ class Connection(Link):
             on_gone()
         if self._handler is not None:
             self._handler.leave()
+
+    def drain(self) -> None:
+        """Answer what has been asked, or is being asked, and close the connection then."""
+        self.is_ending = True
+        if not self._is_busy:
+            self._end_unless_asked()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a request is being answered, or the end of an answer of aiohttp's is still on its way."""
+        return (
+            self._exchange is not None or self._is_handed or (self._handler is not None and not self._handler.is_idle)
+        )
+
+    def _end_unless_asked(self) -> None:
+        """Close an ending connection on which nothing is being answered, unless a request is coming."""
+        handler = self._handler
+        is_fresh = self._is_fresh and (handler is None or not handler.has_been_asked)
+        is_asking = bool(self._ahead) or (handler is not None and handler.has_partial_head) or self.has_unread
+        if self.is_writable and (is_fresh or is_asking):
+            within_s = self.now + LAST_REQUEST_S
+            self.deadline = within_s if self.deadline is None else min(self.deadline, within_s)
+            self.resume_reading()
+        else:
+            self.deadline = self.now + LINGER_S
+            self.transport.close()
+
+    def cut(self, failure: Error) -> None:
+        """End what is going on so that the client can see it, with a failure where an answer has not begun."""
+        self.is_ending = True
+        self.failure = failure
+        if self._exchange is not None:
+            self._exchange.cut(failure)
+        elif self.answering is not None:
+            self.answering.cancel()  # the gate knows why
+        elif not self._is_busy:
+            self.transport.close()
 
     def close(self) -> None:
         """Close it, at once where it is idle."""
@@ -300,7 +370,7 @@ class Connection(Link):
         elif self._exchange is not None:
             self._exchange.time_out()
         elif self._is_aiohttps and handler is not None and handler.has_been_at_work():
-            self.deadline = now + KEEPALIVE_S
+            self.deadline = now + (LAST_REQUEST_S if self.is_ending else KEEPALIVE_S)
         else:
             log.debug("Dropped a client that sent no request in time")
             self.transport.close()

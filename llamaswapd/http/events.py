@@ -38,7 +38,7 @@ class Events:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = stream_response("text/event-stream", {"Cache-Control": "no-cache", "Connection": "keep-alive"})
-        return await self._streams.run(request, response, self._write)
+        return await self._streams.run(request, response, self._write, last_word=goodbye)
 
     async def _write(self, response: web.StreamResponse) -> None:
         own_history, own_lines = self._observer.log.follow()
@@ -107,6 +107,11 @@ async def write_own_log(response: web.StreamResponse, lines: Subscription[str]) 
 
 def log_data(source: str, text: str) -> Event:
     return Event("logData", {"source": source, "data": text})
+
+
+def goodbye(why: str) -> bytes:
+    """Return the last event of a stream that the daemon ends."""
+    return frame(Event("shutdown", {"reason": why}))
 
 
 async def send(response: web.StreamResponse, *events: Event) -> None:

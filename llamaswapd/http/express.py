@@ -93,7 +93,7 @@ class Express:
         route: Route | None = shape.memo
         if route is None or route.config is not config:
             shape.memo = route = Route(shape, config)
-        if not route.is_admitted or not connection.peer:
+        if not route.is_admitted:
             return None
         exchange = Exchange(self, connection, route, shape, digits, data, start)
         if not exchange.go_on():
@@ -413,6 +413,8 @@ class Exchange(Relay):
             self.break_off(error)
             self._answered(self.status, self.size)
         else:
+            if self.connection.is_ending:
+                self.keep_alive = False
             answer, size = error_bytes(error, self._route.accept, keep_alive=self.keep_alive)
             self.connection.write(answer)
             self._answered(error.status, size, error)
@@ -477,11 +479,17 @@ class Exchange(Relay):
         if self._phase is Phase.REST:
             self.connection.transport.close()
             return
+        self.cut(RequestTimeout(f"no more of the request's body came for {body.READ_TIMEOUT_S:g} s"))
+
+    def cut(self, error: Error) -> None:
+        """Give the exchange up and answer with an error, or show the client that its answer is cut."""
+        if self._phase is Phase.REST:  # it has been answered
+            return
         if self._task is not None:
             self._task.cancel()
         self.end()
         self.keep_alive = False
-        self._fail(RequestTimeout(f"no more of the request's body came for {body.READ_TIMEOUT_S:g} s"))
+        self._fail(error)
 
 
 def _model_of(text: bytes | bytearray) -> str | None:

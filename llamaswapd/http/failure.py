@@ -8,6 +8,13 @@ from llamaswapd.errors import Cancelled, UpstreamError
 from llamaswapd.http.upstream import NotHttp
 
 
+class CutOff(UpstreamError):
+    """The daemon stops before the answer has ended; it, or its successor, can be asked again in a moment."""
+
+    status = 503
+    retry_after_s = 1
+
+
 async def explained(lease: Lease | None, target: ModelConfig | PeerModel, error: UpstreamError) -> UpstreamError:
     """Return the error with what failed, and how a model's unit ended if that is why; may take a second to find out."""
     if isinstance(error, Cancelled):

@@ -34,6 +34,7 @@ def request_head(
     length: int | None,
     *,
     host: str,
+    client: str,
     api_keys: tuple[str, ...] = (),
     peer: Peer | None = None,
     is_recorded: bool = False,
@@ -44,9 +45,10 @@ def request_head(
     """Return the head of the request to a model's server, or to a peer.
 
     `target`: path and query. `length`: bytes of the body, None for one sent in chunks. `host`: the server's, told to a
-    peer, and where the client tells none. Headers that carry one of `api_keys` are left out: they are ours, not the
-    model's. `is_recorded`: its answer must be readable for us. `is_plain`: it must not be compressed. `upgrade`: the
-    protocol that the client wants to go on in. `authorization`: for the proxy on the way to the server.
+    peer, and where the client tells none. `client`: the client's address, "" if it has none. Headers that carry one of
+    `api_keys` are left out: they are ours, not the model's. `is_recorded`: its answer must be readable for us.
+    `is_plain`: it must not be compressed. `upgrade`: the protocol that the client wants to go on in. `authorization`:
+    for the proxy on the way to the server.
     """
     fields = [(name.lower(), value, name + b": " + value) for name, value in request.raw_headers]
     hosts = sum(name == b"host" for name, _, _ in fields)
@@ -64,11 +66,8 @@ def request_head(
     if peer is not None and peer.api_key:
         key = peer.api_key.encode(errors="surrogateescape")
         lines += (b"Authorization: Bearer " + key, b"x-api-key: " + key)
-    if peer is None:
-        if request.remote:
-            forwarded_for.append(request.remote.encode())
-        if forwarded_for:
-            lines.append(b"X-Forwarded-For: " + b", ".join(forwarded_for))
+    if peer is None and (line := forwarded_for_line(forwarded_for, client)):
+        lines.append(line)
     if authorization:
         lines.append(b"Proxy-Authorization: " + authorization.encode())
     if "trailers" in request.headers.get("TE", "").lower():  # they are passed on
@@ -120,6 +119,12 @@ def forwarded(
             continue
         lines.append(line)
     return lines, forwarded_for
+
+
+def forwarded_for_line(prior: Iterable[bytes], client: str) -> bytes:
+    """Return the line that says for whom a request is sent on, b"" if nothing is known of that."""
+    addresses = b", ".join((*prior, client.encode()) if client else prior)
+    return b"X-Forwarded-For: " + addresses if addresses else b""
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ of it, the one place where exceptions become answers, and the access log.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import posixpath
 import time
@@ -17,6 +18,8 @@ from llamaswapd.engine import Engine
 from llamaswapd.errors import Error, RequestError
 from llamaswapd.http.answers import error_answer, redirect, text_answer
 from llamaswapd.http.auth import authorize
+from llamaswapd.http.connection import Connection
+from llamaswapd.http.ordinary import Relayed
 from llamaswapd.http.server import Handler, connection_of
 from llamaswapd.http.traffic import CLIENT_LEFT, UNLOGGED_PATHS, Traffic, printable
 from llamaswapd.observe import TOKEN, remote_ip
@@ -44,11 +47,20 @@ class Gate:
     async def middleware(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         began = time.monotonic()
         self._traffic.begin()
-        connection_of(request).relay = response = None
+        connection = connection_of(request)
+        connection.relay = response = None
+        connection.answering = task = asyncio.current_task()
         try:
             response = await self._answer(request, handler)
             return response
+        except asyncio.CancelledError:
+            if connection.failure is None or task is None:
+                raise
+            task.uncancel()
+            response = cut_answer(request, connection)
+            return response
         finally:
+            connection.answering = None
             self._traffic.end()
             if not request.rel_url.raw_path.startswith(UNLOGGED_PATHS):
                 self._log(request, response, time.monotonic() - began)
@@ -60,7 +72,7 @@ class Gate:
         size = getattr(request.writer, "output_size", 0) or (relay.size if relay else 0)  # of a stream, head included
         if response is not None:
             size = (response.content_length if isinstance(response, web.Response) else response.body_length) or size
-        ip = printable(remote_ip(request.headers, request.remote or ""))
+        ip = printable(remote_ip(request.headers, connection_of(request).peer))
         what = f"{request.method} {request.rel_url.raw_path} HTTP/{request.version.major}.{request.version.minor}"
         agent = printable(request.headers.get("User-Agent", ""))
         self._traffic.access.add(ip, printable(what), status, size, agent, duration_s)
@@ -68,6 +80,8 @@ class Gate:
     async def _answer(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         # aiohttp 3.8 counts its "100 Continue" as the beginning of the answer, see `render`.
         request.writer.output_size = 0
+        if (failure := connection_of(request).failure) is not None:
+            return render(request, failure)
         if request.method == "OPTIONS":
             return cors_answer(request)
         protocol = request.protocol
@@ -99,9 +113,26 @@ def announces_body(request: web.Request) -> bool:
     return "Transfer-Encoding" in request.headers or request.headers.get("Content-Length", "0") != "0"
 
 
-async def hide_server(request: web.Request, response: web.StreamResponse) -> None:
-    """Leave out which library answers: nobody needs it but who looks for its holes."""
+async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
+    """Say that the connection ends with this answer, if it does.
+
+    And leave out which library answers: nobody needs it but who looks for its holes.
+    """
     response.headers.pop("Server", None)
+    if connection_of(request).is_ending:
+        response.headers["Connection"] = "close"
+        response.force_close()
+
+
+def cut_answer(request: web.Request, connection: Connection) -> web.StreamResponse:
+    """Return what a client gets whose answer has been cut."""
+    assert connection.failure is not None
+    relay = connection.relay
+    if relay is None or not relay.has_begun:
+        return render(request, connection.failure)
+    log.warning("answer cut after %d bytes: %s", relay.size, connection.failure)
+    relay.break_off(connection.failure)
+    return Relayed(relay)
 
 
 def render(request: web.Request, error: Error) -> web.Response:

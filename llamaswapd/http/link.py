@@ -7,9 +7,14 @@ every request and every token.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import termios
 from contextlib import suppress
 from typing import cast
+
+DISCARD_BYTES = 64 * 1024  # read at once of what nobody wants
+DISCARD_READS = 64  # before the other side is taken to send without end
 
 
 class Link(asyncio.BufferedProtocol):
@@ -49,3 +54,26 @@ class Link(asyncio.BufferedProtocol):
         elif sent:
             data = memoryview(data)[sent:]
         transport.write(data)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the other side has sent something that has not been read, if only a part of a TLS record."""
+        if self.transport.is_closing():
+            return False
+        with suppress(OSError):
+            waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+            return any(waiting)
+        return False
+
+    def discard_unread(self) -> None:
+        """Drop what has not been read; for `connection_lost`, after which the descriptor is closed.
+
+        The kernel tells the end of a connection with unread bytes by a reset, at which the other side may lose the
+        answer. Of TLS the descriptor may be gone already, and nothing is done.
+        """
+        if self._fd < 0:
+            return
+        with suppress(OSError):
+            for _ in range(DISCARD_READS):
+                if len(os.read(self._fd, DISCARD_BYTES)) < DISCARD_BYTES:
+                    return

@@ -69,7 +69,11 @@ class Logs:
         writers = [partial(self._write_own, with_history=history_bytes > 0)] if own else []
         if models is None or models:
             writers.append(partial(self._write_models, models=models, history_bytes=history_bytes))
-        return await self._streams.run(request, stream_response("text/plain"), *writers)
+
+        def goodbye(why: str) -> bytes:
+            return f"{why}\n".encode() if own else b""  # the log of a model has the model's lines only
+
+        return await self._streams.run(request, stream_response("text/plain"), *writers, last_word=goodbye)
 
     async def _write_own(self, response: web.StreamResponse, *, with_history: bool) -> None:
         text, live = self._own.follow()

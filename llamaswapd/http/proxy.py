@@ -92,6 +92,8 @@ class Proxy:
             return _to_folder(request, path, mark + query)
         if isinstance(target, ModelConfig) and self._is_asset(rest) and not self._is_ready(target):
             raise Conflict(f"model {target.id} is not loaded; path matches upstream.ignorePaths")
+        if isinstance(target, ModelConfig) and rest == "/" and request.method == "GET":
+            self._engine.forgive(target.id)  # by which llama-swap's interface loads, and so do operators
         is_model_route = (request.method, rest) in routing.MODEL_ROUTES
         return await self._pass_on(request, target, rest, mark + query, is_attended=is_model_route)
 
@@ -196,6 +198,9 @@ class Proxy:
         except Error as error:
             failure = error
             raise
+        except asyncio.CancelledError:
+            failure = relay.connection.failure  # None: the client has left
+            raise
         finally:
             relay.show_no_more()
             if is_recorded:
@@ -255,6 +260,7 @@ class Proxy:
             base.target(path),
             body.length_to_send,
             host=pool.origin.authority,
+            client=relay.connection.peer,
             api_keys=self._engine.config.api_keys,
             peer=peer,
             is_recorded=relay.budget is not None,

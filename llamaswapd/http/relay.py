@@ -177,7 +177,7 @@ class Relay(InflightEntry):
                 self.on_data(data)
             return
         self.status = shape.status
-        if not self._is_http11 or isinstance(framing, UntilClose):
+        if not self._is_http11 or self.connection.is_ending or isinstance(framing, UntilClose):
             self.keep_alive = False
         before, behind = shape.rendered.get((self._is_http11, self.keep_alive)) or _render(
             shape, self._is_http11, self.keep_alive
@@ -226,6 +226,8 @@ class Relay(InflightEntry):
         """Begin an event stream before there is an answer; the answer's body will follow in it."""
         self.status = 200
         self._has_own_stream = True
+        if self.connection.is_ending:
+            self.keep_alive = False
         if self._is_http11:
             framing = b"Transfer-Encoding: chunked\r\n"
         else:

@@ -12,7 +12,7 @@ from llamaswapd.core.multipart import parameter
 from llamaswapd.core.routing import MODEL_ROUTES, forwarded_path
 from llamaswapd.errors import Unauthorized
 from llamaswapd.http.auth import authorize
-from llamaswapd.http.forward import forwarded
+from llamaswapd.http.forward import forwarded, forwarded_for_line
 from llamaswapd.http.heads import Shape
 from llamaswapd.http.traffic import printable
 
@@ -25,9 +25,8 @@ class Route:
     """What follows from a head, under one configuration."""
 
     __slots__ = (
-        "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted",
-        "keeps_request", "path", "query",
-        "sent_path", "what",
+        "_forwarded_for", "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted",
+        "keeps_request", "path", "query", "sent_path", "what",
     )  # fmt: skip
 
     def __init__(self, shape: Shape, config: Config) -> None:
@@ -47,23 +46,26 @@ class Route:
         self.what = f"POST {shape.path} HTTP/1.1"
         self.agent = printable(shape.value(b"user-agent"))
         fields = ((field.name, field.value, field.line) for field in shape.fields)
-        lines, forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
+        lines, self._forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
         self.sent_path = forwarded_path(shape.path)
         self.keeps_request = self.sent_path not in REQUESTS_NOT_KEPT
         target = self.sent_path + (f"?{shape.query}" if shape.query else "")
-        prior = b"".join(value + b", " for value in forwarded_for)
-        self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b"X-Forwarded-For: " + prior))
+        self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b""))
         self._starts: dict[tuple[str, str], bytes] = {}
         first_ip = shape.value(b"x-forwarded-for").partition(",")[0].strip()
         self.ip = printable(first_ip or shape.value(b"x-real-ip").strip())  # "": the peer's
 
     def start(self, prefix: str, peer: str) -> bytes:
-        """Return the head that the model's server gets, up to the digits of the length."""
+        """Return the head that the model's server gets, up to the digits of the length.
+
+        `peer` is the client's address, "" if it has none.
+        """
         start = self._starts.get((prefix, peer))
         if start is None:
             if len(self._starts) >= STARTS_KEPT:
                 self._starts.clear()
-            start = b"POST %b%b%b\r\nContent-Length: " % (prefix.encode(), self._sent_on, peer.encode())
+            line = forwarded_for_line(self._forwarded_for, peer)
+            start = b"POST %b%b%bContent-Length: " % (prefix.encode(), self._sent_on, line and line + b"\r\n")
             self._starts[prefix, peer] = start
         return start
 

@@ -11,17 +11,19 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from llamaswapd.errors import envelope
-from llamaswapd.http.connection import LOOK_EVERY_S, Connection
+from llamaswapd.errors import Error, envelope
+from llamaswapd.http.connection import LAST_REQUEST_S, LOOK_EVERY_S, Connection
 from llamaswapd.http.express import Express
 
 HEADER_LIMIT = 64 * 1024  # bytes of the request line and of each header field
@@ -32,6 +34,13 @@ BACKLOG = 4096
 NEVER_S = 1e9  # aiohttp closes no idle connection: it may be busy on the express way
 
 log = logging.getLogger(__name__)
+
+
+class Listener(NamedTuple):
+    """A bound stream socket, TCP or UNIX, and what is spoken on it."""
+
+    socket: socket.socket
+    tls: ssl.SSLContext | None = None  # None: plain HTTP
 
 
 class Handler(web.RequestHandler):
@@ -75,6 +84,16 @@ class Handler(web.RequestHandler):
         """Whether it is answering, or has been given a request since it was last asked."""
         seen, self._requests_seen = self._requests_seen, self._request_count
         return not self.is_idle or seen != self._request_count
+
+    @property
+    def has_been_asked(self) -> bool:
+        """Whether it has ever been given a whole head."""
+        return bool(self._request_count)
+
+    @property
+    def has_partial_head(self) -> bool:
+        """Whether a head has begun to come; one that began in the same piece as the request before it is not seen."""
+        return self._head_bytes > 0
 
     @property
     def is_idle(self) -> bool:
@@ -215,37 +234,102 @@ class Site:
 
     def __init__(self, runner: web.AppRunner, express: Express) -> None:
         self.express = express
-        self.has_tls = False
+        self.is_draining = False
+        self.failure: Error | None = None
         self.connections: set[Connection] = set()
+        self._arriving: WeakSet[Connection] = WeakSet()  # accepted, but not established: TLS may be in negotiation
+        self._ended = asyncio.Event()  # a connection, since this was last cleared
         self._loop = asyncio.get_running_loop()
         manager = runner.server
         assert manager is not None
         manager.request_factory = partial(_fit_for_aiohttp, manager.request_factory)
         self._manager = manager
         self._servers: list[asyncio.Server] = []
+        self._not_listening = asyncio.Event()  # and has taken over all that was accepted
+        self._await_arrivals_until = 0.0
         self._look: asyncio.TimerHandle | None = None
+        self._last_look: asyncio.TimerHandle | None = None  # at those who were given a moment when we began to drain
 
     def make_handler(self, connection: Connection) -> Handler:
         return Handler(connection, self._manager, self._loop)
 
-    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
-        """Accept connections on bound sockets."""
-        self.has_tls = tls is not None
-        for sock in sockets:
-            server = await self._loop.create_server(
-                lambda: Connection(self, self._loop), sock=sock, ssl=tls, backlog=BACKLOG
-            )
+    async def listen(self, listeners: Iterable[Listener]) -> None:
+        """Accept connections on bound sockets, which are closed when that is over."""
+        for sock, tls in listeners:
+            make = partial(self._arrive, tls is not None)
+            if sock.family == socket.AF_UNIX:
+                # Its path belongs to whoever bound it, and to the daemon that is next to listen there.
+                keeps: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+                server = await self._loop.create_unix_server(make, sock=sock, ssl=tls, backlog=BACKLOG, **keeps)
+            else:
+                server = await self._loop.create_server(make, sock=sock, ssl=tls, backlog=BACKLOG)
             self._servers.append(server)
         self._look_later()
 
-    def stop_listening(self) -> None:
-        """Accept no more connections. Those that are open go on."""
+    def _arrive(self, has_tls: bool) -> Connection:
+        connection = Connection(self, self._loop, has_tls=has_tls)
+        self._arriving.add(connection)
+        return connection
+
+    def add(self, connection: Connection) -> None:
+        self._arriving.discard(connection)
+        self.connections.add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._ended.set()
+
+    # ---- the end
+
+    def drain(self) -> None:
+        """Accept no more connections; end those that are open when what was asked on them is answered."""
+        if self.is_draining:
+            return
+        self.is_draining = True
+        self._stop_listening()
+        for connection in tuple(self.connections):
+            connection.drain()
+        self._await_arrivals_until = self._loop.time() + LAST_REQUEST_S
+        self._last_look = self._loop.call_at(self._await_arrivals_until, self._look_for_slow_clients)
+
+    def _stop_listening(self) -> None:
+        """Stop accepting now, and close the sockets when what has been accepted has been taken over.
+
+        asyncio accepts as many connections as there are and has a task begin with each; a server that is closed before
+        these have run loses them. They run before what is called from here.
+        """
+        for server in self._servers:
+            for sock in server.sockets:
+                self._loop.remove_reader(sock.fileno())  # uvloop, which takes over at once, knows of none
+        self._loop.call_soon(self._close_servers)
+
+    def _close_servers(self) -> None:
         for server in self._servers:
             server.close()
+        self._not_listening.set()
+
+    async def drained(self) -> None:
+        """Wait until no connection is left; after `drain`."""
+        await self._not_listening.wait()
+        while self.connections or self._arriving:
+            self._ended.clear()
+            try:
+                # Nobody tells of a TLS negotiation that has come to nothing.
+                async with asyncio.timeout_at(None if self.connections else self._await_arrivals_until):
+                    await self._ended.wait()
+            except TimeoutError:
+                return
+
+    def cut(self, failure: Error) -> None:
+        """End visibly what is being answered, and what comes yet; the answers still have to reach the clients."""
+        self.drain()
+        self.failure = failure
+        for connection in tuple(self.connections):
+            connection.cut(failure)
 
     async def close(self, cut_after_s: float) -> None:
         """Close all connections, those at work after a while."""
-        self.stop_listening()
+        self.drain()
         for connection in tuple(self.connections):
             connection.close()
         deadline = self._loop.time() + cut_after_s
@@ -258,14 +342,19 @@ class Site:
             for connection in tuple(self.connections):
                 connection.transport.abort()
             await asyncio.sleep(0)
-        if self._look is not None:
-            self._look.cancel()
+        await self._not_listening.wait()
+        for timer in (self._look, self._last_look):
+            if timer is not None:
+                timer.cancel()
 
     def _look_later(self) -> None:
-        self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_slow_clients)
+        self._look = self._loop.call_later(LOOK_EVERY_S, self._look_regularly)
+
+    def _look_regularly(self) -> None:
+        self._look_for_slow_clients()
+        self._look_later()
 
     def _look_for_slow_clients(self) -> None:
         now = self._loop.time()
         for connection in tuple(self.connections):
             connection.look(now)
-        self._look_later()

@@ -1,4 +1,4 @@
-"""Answers without an end: they go on until the client leaves or the daemon stops."""
+"""Answers without an end: they go on until the client leaves or the daemon stops, and then say so."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from aiohttp import web
 from llamaswapd.errors import Error
 from llamaswapd.http.server import connection_of
 
+LAST_WORD_S = 1.0  # how long a reader may hold up the end of its stream
+
 log = logging.getLogger(__name__)
 
 Writer = Callable[[web.StreamResponse], Coroutine[Any, Any, None]]
@@ -23,10 +25,12 @@ class Streams:
 
     def __init__(self) -> None:
         self._closing = asyncio.Event()
+        self._why = ""
         self._others: set[Callable[[], object]] = set()
 
-    def close(self) -> None:
-        """End all streams, and those to come as soon as they begin; may be called twice."""
+    def close(self, why: str) -> None:
+        """End all streams, and those to come as soon as they begin, telling their readers; may be called twice."""
+        self._why = self._why or why
         self._closing.set()
         for end in tuple(self._others):
             end()
@@ -40,10 +44,17 @@ class Streams:
         finally:
             self._others.discard(end)
 
-    async def run(self, request: web.Request, response: web.StreamResponse, *writers: Writer) -> web.StreamResponse:
+    async def run(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        *writers: Writer,
+        last_word: Callable[[str], bytes],
+    ) -> web.StreamResponse:
         """Send the head at once, then let the writers work, until one fails, the client leaves or the daemon stops.
 
-        Several may write to the one response, if each piece is whole in itself.
+        Several may write to the one response, if each piece is whole in itself. `last_word` is what a reader is sent
+        when the daemon stops, for a reason; it may be nothing.
         """
         if request.method == "HEAD":  # aiohttp 3.8 would put the end of a chunked body behind a stream's head
             return web.Response(headers=response.headers)
@@ -54,6 +65,8 @@ class Streams:
                     group.create_task(writer(response))
                 group.create_task(self._until_closed())
                 group.create_task(until_client_leaves(request))
+        except* _Closing:
+            await self._say(request, response, last_word(self._why))
         except* ConnectionError:
             pass  # the ordinary end
         except* Error as failures:
@@ -62,7 +75,21 @@ class Streams:
 
     async def _until_closed(self) -> None:
         await self._closing.wait()
-        raise ConnectionAbortedError("the daemon is stopping")
+        raise _Closing
+
+    async def _say(self, request: web.Request, response: web.StreamResponse, last_word: bytes) -> None:
+        """Send the last piece and the end; a reader that takes neither is not waited for."""
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                if last_word:
+                    await response.write(last_word)
+                await response.write_eof()
+        except (TimeoutError, ConnectionError):
+            connection_of(request).transport.abort()
+
+
+class _Closing(Exception):
+    """The daemon stops."""
 
 
 async def until_client_leaves(request: web.Request) -> None:

@@ -18,6 +18,7 @@ import pytest
 from standins import Engine, House, house, model
 
 from llamaswapd.config.schema import ModelConfig, Peer
+from llamaswapd.http.server import Listener
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -209,6 +210,7 @@ async def house_of(
     config: dict[str, Any] | None = None,
     limit_s: float = 20,
     others: Sequence[ModelConfig] = (),
+    listeners: Sequence[Listener] = (),
     **settings: Any,
 ) -> AsyncIterator[tuple[House, FakeModel]]:
     """A front end with a model that runs, `m`, and perhaps others of the same server, by `proxy` "" in their config."""
@@ -217,7 +219,7 @@ async def house_of(
     others = [each if each.proxy else each.having(proxy=server.url) for each in others]
     engine = LeasingEngine(model("m", **({"proxy": server.url} | settings)), *others, **(config or {}))
     try:
-        async with house(engine, limit_s) as it:
+        async with house(engine, limit_s, listeners) as it:
             yield it, server
             for client in it._clients:
                 client.close()

@@ -21,6 +21,7 @@ from llamaswapd.engine import Status
 from llamaswapd.errors import Error
 from llamaswapd.http.app import FrontEnd
 from llamaswapd.http.metrics import Durations
+from llamaswapd.http.server import Listener
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
 from llamaswapd.observe import Event, Feed, LineFormat, Observer
@@ -39,6 +40,7 @@ class Engine:
         self.followers = 0
         self.naming = Naming(self.config)
         self.used: dict[str, Any] = {}
+        self.forgiven: list[str] = []
         self._observers: list[Callable[[], None]] = []
         self._profile_observers: list[Callable[[str | None], None]] = []
 
@@ -76,6 +78,13 @@ class Engine:
     async def unload(self, model_ids: Sequence[str] | None = None) -> None:
         for model_id in self.states if model_ids is None else model_ids:
             self.become(model_id, State.STOPPED)
+
+    async def load(self, model_id: str) -> None:
+        self.forgive(model_id)
+        self.become(model_id, State.READY)
+
+    def forgive(self, model_id: str) -> None:
+        self.forgiven.append(model_id)
 
     def on_change(self, call: Callable[[], None]) -> None:
         self._observers.append(call)
@@ -203,10 +212,15 @@ class House:
 
 
 @asynccontextmanager
-async def house(engine: Engine, limit_s: float = 20, **options: Any) -> AsyncIterator[House]:
+async def house(
+    engine: Engine, limit_s: float = 20, listeners: Sequence[Listener] = (), **options: Any
+) -> AsyncIterator[House]:
+    """A front end that listens on a port of its own if it is not told where."""
     observer = Observer()
     observer.log.setFormatter(LineFormat())
-    listener = socket.create_server(("127.0.0.1", 0))
+    listeners = listeners or (Listener(socket.create_server(("127.0.0.1", 0))),)
+    name = listeners[0].socket.getsockname()
+    port = name[1] if isinstance(name, tuple) else 0
     activity = RememberingActivity(engine.config, observer.events)
     await activity.open()
     performance = Performance(engine.config.performance)
@@ -219,8 +233,8 @@ async def house(engine: Engine, limit_s: float = 20, **options: Any) -> AsyncIte
         performance,
         **options,  # type: ignore[arg-type]
     )
-    await front.start([listener])
-    running = House(engine, observer, activity, front, listener.getsockname()[1])
+    await front.start(listeners)
+    running = House(engine, observer, activity, front, port)
     try:
         async with asyncio.timeout(limit_s):
             yield running

@@ -266,7 +266,7 @@ async def test_the_combined_stream_of_nothing_stays_open_until_shutdown() -> Non
     async with house(log_house("none")) as it:
         client = await it.stream("/logs/stream")
         it.write_own_line("one")
-        it.front.close_streams()
+        it.front.drain()
         assert await client.chunk() == b""
 
 

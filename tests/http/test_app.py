@@ -292,9 +292,9 @@ async def test_each_request_is_one_line_of_the_log(caplog: pytest.LogCaptureFixt
 async def test_the_front_end_is_drained_when_the_last_stream_has_ended() -> None:
     async with house(Engine()) as it:
         client = await it.stream("/logs/stream")
-        it.front.stop_accepting()
-        it.front.close_streams()
+        it.front.drain()
         await it.front.drained()
+        assert await client.chunk() == b"llamaswapd is stopping\n"
         assert await client.chunk() == b""
         with pytest.raises(ConnectionError):
             await it.connect()

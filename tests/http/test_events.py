@@ -5,11 +5,13 @@ import json
 import socket
 from typing import Any
 
+import pytest
 from multidict import CIMultiDict
 from standins import Client, Engine, House, house, model
 
 from llamaswapd.core.lifecycle import State
 from llamaswapd.errors import UnitError
+from llamaswapd.http import streams
 from llamaswapd.observe import InflightEntry
 
 
@@ -158,16 +160,19 @@ async def test_a_quiet_stream_is_kept_alive_by_comments() -> None:
         assert await reader.frame() == b":"
 
 
-async def test_the_stream_ends_at_shutdown() -> None:
+async def test_the_stream_ends_at_shutdown_and_says_why() -> None:
     async with house(Engine()) as it:
-        client = await it.stream("/api/events")
-        it.front.close_streams()
-        while await client.chunk():
-            pass
+        client, late = await it.stream("/api/events"), await it.connect()
+        await Reader(client).events(6)
+        it.front.drain("llamaswapd is being restarted")
+        data = rb'data:{"type":"shutdown","data":"{\"reason\":\"llamaswapd is being restarted\"}"}'
+        assert await client.chunk() == b"event:message\n" + data + b"\n\n"
+        assert await client.chunk() == b""
+        await late.send("/api/events")
+        assert (await late.head()).headers["connection"] == "close"
+        assert '"shutdown"' in await late.text_until("restarted")
+        assert await late.reader.read() == b"0\r\n\r\n"
         await it.front.drained()
-        late = await it.stream("/api/events")
-        while await late.chunk():
-            pass
 
 
 async def test_a_reader_that_leaves_leaves_nothing_behind() -> None:
@@ -213,7 +218,8 @@ async def test_a_slow_reader_holds_up_nobody_and_learns_the_present_state_in_the
         slow_client.close()
 
 
-async def test_a_reader_that_reads_nothing_does_not_hold_up_the_end() -> None:
+async def test_a_reader_that_reads_nothing_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LAST_WORD_S", 0.01)
     engine = Engine(model("m", description="d" * 1_000_000))
     async with house(engine) as it:
         stalled = Client(*await asyncio.open_connection(sock=narrow_connection(it.port), limit=1))
@@ -221,9 +227,8 @@ async def test_a_reader_that_reads_nothing_does_not_hold_up_the_end() -> None:
         await it.until(lambda: it.observer.events.members)
         for _ in range(20):
             engine.become("m", State.READY)
-        it.front.close_streams()
+        it.front.drain()
         await it.front.drained()
-        await it.front.close()
         stalled.writer.transport.abort()
 
 

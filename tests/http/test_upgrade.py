@@ -426,7 +426,7 @@ async def test_an_ignored_websocket_does_not_hold_up_the_end() -> None:
         it.engine.become("m", State.READY)
         client = await offer(it)
         await client.head()
-        it.front.close_streams()
+        it.front.drain()
         await it.front.drained()
         with pytest.raises(ConnectionResetError):  # it did not come to its own end
             await client.reader.read()
