@@ -1163,6 +1163,13 @@ def test_a_removed_model_that_others_stop_for_serves_who_joined_it() -> None:
     assert s.release(1, now=4) == [Stop("a", 10)]
 
 
+def test_who_joined_a_removed_model_that_runs_waits_for_nobody_else_by_another_policy() -> None:
+    s = ready(ready(ready(scheduler(APART | SIDE), "a"), "c"), "s")
+    assert s.request(1, "a", now=1) == [Stop("s", 10)]
+    assert reload(s, now=2, without="a") == []
+    assert s.gone("s", now=3) == [Grant(1)]
+
+
 def test_a_removed_model_that_dies_before_others_have_stopped_for_it_is_not_started_again() -> None:
     s = ready(ready(scheduler(SIDE), "a"), "s")
     s.request(1, "a", now=1)
@@ -1354,6 +1361,17 @@ def test_a_request_whose_turn_comes_while_its_model_must_not_be_started_is_refus
     start, *refusal = s.gone("a", now=4, error=WHY)
     assert start == Start("b")
     assert crash_loop(refusal)
+
+
+def test_who_comes_while_others_stop_for_a_model_that_keeps_dying_joins_its_start() -> None:
+    s = scheduler(SIDE)
+    dying(s, "a", 3)
+    ready(ready(s, "a", now=10), "s", now=10)
+    assert s.request(1, "a", now=11) == [Stop("s", 10)]
+    assert s.gone("a", now=12, error=WHY) == []
+    assert s.request(2, "a", now=13) == []
+    assert s.gone("s", now=14) == [Start("a")]
+    assert s.ready("a", now=15) == [Grant(1), Grant(2)]
 
 
 def test_a_ready_model_that_dies_has_died_and_one_that_was_stopped_has_not() -> None:
