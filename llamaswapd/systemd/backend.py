@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from llamaswapd.config.commandline import split
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, StartError
 from llamaswapd.systemd import listeners, program, unit
+from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.journal import Journal
-from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Refused
-from llamaswapd.systemd.running import RunningUnit
+from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
+from llamaswapd.systemd.running import UP, RunningUnit
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,19 @@ NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
 LEFTOVER_GRACE_S = 10.0  # for a unit without a time limit of its own
 
 
+@dataclass(frozen=True)
+class Found:
+    """A unit of this instance that was there already, and what it says about itself."""
+
+    unit: RunningUnit  # attached: its end will be noticed, or has been
+    model_id: str  # "" if it does not say
+    fingerprint: str  # of the definition it was made from; "" for one of an older version, or made by hand
+    port: int | None
+    is_up: bool  # its main process runs or will: not so of one that has failed, or is being stopped
+    began: float  # when its main process was started, CLOCK_MONOTONIC in seconds; 0.0 if it never was
+    grace_s: float  # for a stop
+
+
 class SystemdBackend:
     """Starts and finds the units of one instance. Never touches those of another."""
 
@@ -40,6 +56,7 @@ class SystemdBackend:
         self._host = host
         self._cgroup_root = cgroup_root
         self._journal = journal
+        self.is_leaving = False
 
     async def start(self, model: ModelConfig) -> RunningUnit:
         """Start the model's unit; return once its program has been executed.
@@ -64,41 +81,65 @@ class SystemdBackend:
         # It was executed, and gone before systemd had noticed.
         raise StartError(f"upstream command exited prematurely: {result}", lines)
 
-    async def clear(self) -> list[str]:
-        """Stop every unit that an earlier daemon of this instance left running; return their names."""
+    async def find(self) -> list[Found]:
+        """Return every unit of this instance, whoever started it; without those that go while they are looked at.
+
+        Each is watched from before it is looked at, and referenced (RefUnit) while: systemd collects a unit that ends
+        at once, and answers for a collected one as if nothing had ever happened to it. Not for longer: a referenced
+        unit is not collected, so nobody would learn that it is gone; from here on signals tell how it ends.
+        """
         names = await self.manager.list_units(unit.pattern(self._host.instance))
-        await asyncio.gather(*(self._remove_leftover(name) for name in names))
-        return names
+        found = await asyncio.gather(*(self._find(name) for name in names))
+        return [one for one in found if one is not None]
+
+    def leave(self) -> None:
+        """From now on leave units as they are: the next daemon takes them over. A start that is cancelled just ends."""
+        self.is_leaving = True
 
     def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
         """Yield (model id, line) from the journal: the end of the history, ("", ""), then live lines."""
         return self._journal.follow(models, history_bytes)
 
     async def _start(self, spec: unit.UnitSpec, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
-        limit_s = float(model.health_check_timeout)
         running = self._unit(spec.name, words[0])
         try:
-            return running, await running.start(spec.properties, limit_s, FAILED_START_GRACE_S)
+            return running, await self._begin(running, spec, model)
         except Refused as error:
             if error.name != UNIT_EXISTS:
                 raise
         # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody knows of any
         # more, stands in for the model and has to go.
-        await self._remove(spec.name, float(model.unload_timeout))
+        leftover = self._unit(spec.name)
+        await leftover.attach()
+        await leftover.stop(float(model.unload_timeout))
         running = self._unit(spec.name, words[0])
-        return running, await running.start(spec.properties, limit_s, FAILED_START_GRACE_S)
+        return running, await self._begin(running, spec, model)
+
+    async def _begin(self, running: RunningUnit, spec: unit.UnitSpec, model: ModelConfig) -> str:
+        limit_s = float(model.health_check_timeout)
+        return await running.start(spec.properties, limit_s, FAILED_START_GRACE_S, lambda: self.is_leaving)
 
     def _unit(self, name: str, program_name: str = "") -> RunningUnit:
         return RunningUnit(self.manager, name, unit.object_path(name), self._cgroup_root, self._journal, program_name)
 
-    async def _remove(self, name: str, grace_s: float) -> None:
-        leftover = self._unit(name)
-        await leftover.attach()
-        await leftover.stop(grace_s)
-
-    async def _remove_leftover(self, name: str) -> None:
-        limit_us: int = await self.manager.service_property(unit.object_path(name), "TimeoutStopUSec")
-        await self._remove(name, LEFTOVER_GRACE_S if limit_us == NO_LIMIT_USEC else limit_us / 1e6)
+    async def _find(self, name: str) -> Found | None:
+        running = self._unit(name)
+        properties = await running.take_over()
+        if not properties:
+            return None
+        fields = _fields(properties["LogExtraFields"])
+        port, limit_usec = fields.get("LLAMASWAP_PORT", ""), properties["TimeoutStopUSec"]
+        # Before its main process a unit may have others to run.
+        began_usec = properties["ExecMainStartTimestampMonotonic"] or properties["InactiveExitTimestampMonotonic"]
+        return Found(
+            running,
+            fields.get("LLAMASWAP_MODEL") or unit.model_id_of(name, self._host.instance) or "",
+            fields.get("LLAMASWAP_FINGERPRINT", ""),
+            int(port) if port.isdecimal() else None,
+            properties["ActiveState"] in UP and not running.ended.done(),
+            began_usec / 1e6,
+            LEFTOVER_GRACE_S if limit_usec == NO_LIMIT_USEC else limit_usec / 1e6,
+        )
 
     def _check(self, model: ModelConfig, words: Sequence[str]) -> None:
         """Raise StartError when the program or the port cannot be used. Blocks for as long as the file system does."""
@@ -113,3 +154,8 @@ class SystemdBackend:
             raise StartError(
                 f"port {port} of proxy {model.proxy} is taken by {holder}; stop that, or give the model another port"
             )
+
+
+def _fields(entries: Iterable[Any]) -> dict[str, str]:
+    """Return the journal fields of a unit as text; of two with one name the last, which is ours, see `unit.build`."""
+    return dict(bytes(entry).decode(errors="replace").partition("=")[::2] for entry in entries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -25,24 +25,30 @@ NEWEST = 9999  # a systemd that knows every setting
 async def connect(
     wanted: Wanted, instance: str, runtime_dir: Path, model_ids: Callable[[], Collection[str]]
 ) -> AsyncIterator[SystemdBackend]:
-    """Yield a backend on the wanted manager. A private one is started, or joined, here and stopped at the end.
+    """Yield a backend on the wanted manager.
 
-    `model_ids`: the models there are, asked when the log of all of them is wanted. Raises ManagerUnavailable, naming
-    what is missing and the remedy.
+    A private one is started, or joined, here, and stopped at the end unless the backend is to leave its units. If it
+    dies before, `manager.on_dead` is called. `model_ids`: the models there are, asked when the log of all of them is
+    wanted. Raises ManagerUnavailable, naming what is missing and the remedy.
     """
     scope = await choose_scope(wanted)
-    async with AsyncExitStack() as stack:
-        if scope == "private":
-            private = await PrivateManager.start(runtime_dir / "private")
-            stack.push_async_callback(private.stop)
-            address, cgroups, journal = private.bus_address, private.cgroup_root, private.journal_dir
+    private = await PrivateManager.start(runtime_dir / "private") if scope == "private" else None
+    backend = None
+    try:
+        if private:
+            manager = await Manager.connect(scope, private.bus_address, private.is_running)
+            cgroups, journal = private.cgroup_root, private.journal_dir
         else:
-            address, cgroups, journal = "", cgroup_root(), None
-        manager = await Manager.connect(scope, address)
-        stack.push_async_callback(manager.close)
-        yield SystemdBackend(
-            manager, _host(scope, manager.version, instance), cgroups, Journal(scope, instance, journal, model_ids)
-        )
+            manager, cgroups, journal = await Manager.connect(scope), cgroup_root(), None
+        host = _host(scope, manager.version, instance)
+        backend = SystemdBackend(manager, host, cgroups, Journal(scope, instance, journal, model_ids))
+        try:
+            yield backend
+        finally:
+            await manager.close()
+    finally:
+        if private and not (backend and backend.is_leaving):
+            await private.stop()
 
 
 async def dry_host(wanted: Wanted, instance: str) -> Host:

@@ -1,8 +1,6 @@
-"""One systemd manager, spoken to over D-Bus: its methods, its jobs, its signals.
+"""One systemd manager: its methods, its jobs, its signals, over a bus that may go and come back.
 
-The only importer of the D-Bus library, and of that only the part which dbus-next and its continuation dbus-fast share.
-Messages are sent by hand: introspection and proxy objects would cost two round trips and milliseconds of CPU each. What
-a model is, this module does not know. See org.freedesktop.systemd1(5).
+What a model is, this module does not know. See org.freedesktop.systemd1(5).
 """
 
 from __future__ import annotations
@@ -11,34 +9,41 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
-from importlib import metadata
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from llamaswapd.errors import BusLost, ManagerUnavailable, UnitError
-
-try:
-    # Before 2.12 it counts characters where D-Bus counts bytes, and the bus hangs up on the first non-ASCII text.
-    if tuple(map(int, metadata.version("dbus-fast").split(".")[:2])) < (2, 12):
-        raise ImportError
-    import dbus_fast as dbus
-    from dbus_fast.aio import MessageBus
-except ImportError:
-    import dbus_next as dbus  # type: ignore[no-redef]
-    from dbus_next.aio import MessageBus  # type: ignore[assignment,attr-defined]
+from llamaswapd.systemd.bus import BUS, CALL_TIMEOUT_S, Answer, Bus, Call, Refused, values, variant
+from llamaswapd.systemd.watched import JobKind, Watch, is_stand_in
 
 log = logging.getLogger(__name__)
 
 Scope = Literal["system", "user", "private"]
 Property = tuple[str, str, object]  # name, D-Bus signature, value
+T = TypeVar("T")
 
-CALL_TIMEOUT_S = 25.0  # the reference implementation's default for a method call
 JOIN_TIMEOUT_S = 2.0  # how long systemd may take to join a bus that our connection has brought up
+
+# Between attempts to connect again, doubling. A bus that is restarted is back within some ten milliseconds.
+FIRST_RETRY_S, LAST_RETRY_S = 0.05, 2.0
 
 UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
-NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
+
+_ERROR = "org.freedesktop.DBus.Error"
+NO_OWNER = f"{_ERROR}.NameHasNoOwner"
+
+# What a bus answers in place of a systemd that is executing itself anew or has not joined it yet. In the last two cases
+# it has tried to activate systemd, by a program that does nothing.
+AWAY = {
+    NO_OWNER,
+    f"{_ERROR}.NoReply",
+    f"{_ERROR}.Disconnected",
+    f"{_ERROR}.ServiceUnknown",
+    f"{_ERROR}.Spawn.ChildExited",
+    f"{_ERROR}.TimedOut",
+}
 
 _SYSTEMD = "org.freedesktop.systemd1"
 _SYSTEMD_PATH = "/org/freedesktop/systemd1"
@@ -47,119 +52,62 @@ _SERVICE = "org.freedesktop.systemd1.Service"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 
 
-class Refused(UnitError):
-    """The call was answered with a D-Bus error, `name`."""
+class Manager:
+    """A connection to one manager, made anew whenever the bus or systemd has gone and come back.
 
-    def __init__(self, member: str, subject: object, name: str, text: str) -> None:
-        self.name = name
-        super().__init__(f"systemd refused {member} {subject}: {text} ({name})")
-
-
-class Watch:
-    """What systemd signals about one unit, from before its start until it is gone.
-
-    `gone` is done when the unit is unloaded, which systemd does only once its cgroup is empty; its exception is BusLost
-    when that can no longer be known. Await it through `shield`.
+    Calls made meanwhile wait, and a call that was under way is sent again, so one that is not idempotent may find its
+    work done. How long that may take is the caller's concern. Every method may raise Refused, UnitError when there is
+    no answer, and BusLost once the manager is closed or dead.
     """
 
-    def __init__(self, unit: str, path: str, changed: Callable[[dict[str, Any]], None]) -> None:
-        self.unit = unit
-        self.path = path
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.changed = changed
-        self._jobs: dict[str, asyncio.Future[str]] = {}
-
-    async def job(self, path: str) -> str:
-        """Wait for a job of the unit and return its result: done, failed, canceled, timeout, frozen ..."""
-        if self.gone.done() and path not in self._jobs:
-            self.gone.result()
-        return await asyncio.shield(self._job(path))
-
-    def job_removed(self, path: str, result: str) -> None:
-        # The signal may overtake the reply that tells us the job's path, so it is kept for whoever asks.
-        job = self._job(path)
-        if not job.done():
-            job.set_result(result)
-
-    def unit_removed(self) -> None:
-        # Asking for a unit that does not exist loads an empty stand-in, removed again a moment later. A unit that was
-        # started or stopped has had a job; one without is somebody's stand-in of before.
-        if self._jobs:
-            self.set_gone()
-
-    def set_gone(self) -> None:
-        if not self.gone.done():
-            self.gone.set_result(None)
-
-    def lost(self, error: BusLost) -> None:
-        futures: list[asyncio.Future[Any]] = [self.gone, *self._jobs.values()]
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # whether anybody waits for it is not our concern
-
-    def _job(self, path: str) -> asyncio.Future[str]:
-        return self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
-
-
-class Manager:
-    """A connection to one manager. Every method may raise Refused, BusLost, or UnitError when there is no answer."""
-
-    def __init__(self, bus: MessageBus, scope: Scope) -> None:
+    def __init__(self, scope: Scope, address: str, is_alive: Callable[[], bool]) -> None:
         self.scope = scope
         self.version = 0  # systemd's major version
-        self.on_lost: Callable[[], None] = lambda: None  # called once when the connection ends without `close`
-        self._bus = bus
+        # Called with the reason when the connection is lost, and with "" when everything is known again.
+        self.on_connection: Callable[[str], None] = lambda reason: None
+        self.on_dead: Callable[[], None] = lambda: None  # called once: there will be no connection any more
+        self._address = address
+        self._is_alive = is_alive
+        self._bus: Bus
+        self._usable = asyncio.Event()  # set while the connection can be used, and at the end
+        self._end: BusLost | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._watches: set[Watch] = set()
-        self._lost: asyncio.Task[None] | None = None
-        self._is_reloading = False
-        self._recheck: asyncio.Task[None] | None = None
+        self._is_settled = False  # a unit that is said to be removed is
+        self._looking: asyncio.Task[None] | None = None
+        self._systemd_left = False
 
     @classmethod
-    async def connect(cls, scope: Scope, address: str = "") -> Manager:
+    async def connect(cls, scope: Scope, address: str = "", is_alive: Callable[[], bool] = lambda: True) -> Manager:
         """Connect to a manager; `address` is the bus to find it on, by default that of the scope.
 
-        Raises ManagerUnavailable when there is no bus, or no systemd on it.
+        `is_alive` says whether there is any use in trying again when the connection is lost. Raises ManagerUnavailable
+        when there is no bus, or no systemd on it.
         """
-        address = address or bus_address(scope)
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                # Connecting happens in the constructor.
-                bus = await MessageBus(bus_address=address).connect()
-        except Exception as error:  # the libraries let through whatever went wrong: OSError, AuthError, EOFError ...
-            raise ManagerUnavailable(f"cannot connect to the bus of the {scope} manager, {address}: {error}") from error
-        manager = cls(bus, scope)
-        manager._lost = asyncio.create_task(manager._wait_until_lost(), name=f"bus of the {scope} manager")
-        try:
-            await manager._greet()
-        except BaseException as error:  # cancelled, too
-            await manager.close()
-            if isinstance(error, UnitError):
-                raise ManagerUnavailable(f"no systemd answers on the bus {address}: {error}") from error
-            raise
+        manager = cls(scope, address or bus_address(scope), is_alive)
+        await manager._connect()
+        manager._usable.set()
+        manager._keeper = asyncio.create_task(manager._keep_connected(), name=f"connection to the {scope} manager")
         return manager
 
     async def close(self) -> None:
-        self.on_lost = lambda: None
-        if self._recheck:
-            self._recheck.cancel()
-            await asyncio.wait((self._recheck,))
-        if self._bus.connected:
-            self._bus.disconnect()
-        if self._lost:
-            await self._lost
-        close_socket(self._bus)
+        """End everything at once; whoever waits gets BusLost. Running units stay as they are."""
+        self._finish(BusLost(f"the connection to the bus of the {self.scope} manager was closed"))
+        if self._keeper:
+            await _cancelled(self._keeper)
+        await self._disconnect()
 
     # ---- methods of org.freedesktop.systemd1.Manager
 
     async def start_transient_unit(self, watch: Watch, properties: Iterable[Property]) -> str:
         """StartTransientUnit; returns the result of its job."""
-        values = [[name, dbus.Variant(signature, value)] for name, signature, value in properties]
-        return await self._job(watch, "StartTransientUnit", "ssa(sv)a(sa(sv))", watch.unit, "replace", values, [])
+        settings = [[name, variant(signature, value)] for name, signature, value in properties]
+        body: tuple[object, ...] = (watch.unit, "replace", settings, [])
+        return await self._job(watch, "start", "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
 
     async def stop_unit(self, watch: Watch) -> str:
         """StopUnit; returns the result of its job."""
-        return await self._job(watch, "StopUnit", "ss", watch.unit, "replace")
+        return await self._job(watch, "stop", "StopUnit", "ss", watch.unit, "replace")
 
     async def kill_unit(self, unit: str, signal: int) -> None:
         """KillUnit, every process of it."""
@@ -181,7 +129,7 @@ class Manager:
         (value,) = await self._call("Get", "ss", _SERVICE, name, path=path, interface=_PROPERTIES)
         return value.value
 
-    # ---- signals
+    # ---- what units do
 
     async def watch(self, unit: str, path: str, changed: Callable[[dict[str, Any]], None]) -> Watch:
         """Follow a unit until it is gone; `changed` gets its properties whenever some change.
@@ -189,71 +137,182 @@ class Manager:
         Match by object path: on a busy host a match for all units would wake us for every service there is.
         """
         watch = Watch(unit, path, changed)
-        await self._call_bus("AddMatch", "s", _properties_changed(path))
+        await self._ask(_add_match(_properties_changed(path)))
         self._watches.add(watch)
         watch.gone.add_done_callback(lambda _: self._unwatch(watch))
         return watch
 
+    async def look(self, watch: Watch) -> dict[str, Any]:
+        """Return all properties of a unit as they are now, none if it is gone; `watch` is told, too."""
+        return await self._with_bus(lambda bus: self._look(bus, watch))
+
+    async def available(self) -> None:
+        """Wait until there is a connection, and what happened without one is known. Raises BusLost at the end."""
+        await self._usable.wait()
+        if self._end:
+            raise self._end
+
     def _unwatch(self, watch: Watch) -> None:
         self._watches.discard(watch)
-        if self._bus.connected:
-            removed = self._bus.send(_bus_message("RemoveMatch", "s", _properties_changed(watch.path)))
-            removed.add_done_callback(asyncio.Future.exception)  # of no concern: a match ends with its connection
+        self._bus.post(_bus_call("RemoveMatch", _properties_changed(watch.path)))
 
-    def _received(self, message: Any) -> None:
-        if message.message_type is not dbus.MessageType.SIGNAL:
-            return
-        if message.member == "PropertiesChanged":
-            changed = {name: value.value for name, value in message.body[1].items()}
-            for watch in [watch for watch in self._watches if watch.path == message.path]:
+    def _received(self, member: str, path: str, body: list[Any]) -> None:
+        if member == "PropertiesChanged":
+            changed = values(body[1])
+            for watch in [watch for watch in self._watches if watch.path == path]:
                 watch.changed(changed)
-        elif message.member == "JobRemoved":
-            _, job, unit, result = message.body
+        elif member == "JobRemoved":
+            _, job, unit, result = body
             for watch in self._watches_of(unit):
                 watch.job_removed(job, result)
-        elif message.member == "UnitRemoved" and not self._is_reloading:
-            for watch in self._watches_of(message.body[0]):
+        elif member == "UnitRemoved" and self._is_settled:
+            for watch in self._watches_of(body[0]):
                 watch.unit_removed()
-        elif message.member == "Reloading":
+        elif member == "Reloading":
             # `systemctl daemon-reload` has every unit removed and made anew, whether it runs or not.
-            self._is_reloading = message.body[0]
-            if not self._is_reloading:
-                if self._recheck:
-                    self._recheck.cancel()  # what it had not come to yet, the next one sees
-                self._recheck = asyncio.create_task(self._find_removed(), name="units gone while systemd reloaded")
-
-    async def _find_removed(self) -> None:
-        for watch in list(self._watches):
-            try:
-                await self._call("GetUnit", "s", watch.unit)
-            except Refused as error:
-                if error.name == NO_SUCH_UNIT:
-                    watch.unit_removed()
-            except UnitError as error:
-                log.warning("cannot see whether %s survived systemd's reload: %s", watch.unit, error)
+            self._is_settled = not body[0]
+            if self._is_settled:
+                self._look_later()
+        elif member == "NameOwnerChanged":
+            # A systemd that executes itself anew leaves the bus and joins it again. Its signals were missed, and the
+            # next ones need a subscription: no other case than a bus that was restarted.
+            self._systemd_left = True
+            self._is_settled = False
+            self._bus.hang_up()
 
     def _watches_of(self, unit: str) -> list[Watch]:
         return [watch for watch in self._watches if watch.unit == unit]
 
+    def _look_later(self) -> None:
+        if self._looking:
+            self._looking.cancel()  # what it had not come to yet, the next one sees
+        self._looking = asyncio.create_task(self._look_after_reload(), name="units after systemd has reloaded")
+
+    async def _look_after_reload(self) -> None:
+        try:
+            await self._look_at_all()
+        except UnitError as error:
+            log.warning("cannot see what survived systemd's reload: %s", error)
+
+    async def _look_at_all(self) -> None:
+        for watch in list(self._watches):
+            try:
+                await self._look(self._bus, watch)
+            except Refused as error:
+                log.warning("cannot see what became of %s: %s", watch.unit, error)
+
+    async def _look(self, bus: Bus, watch: Watch) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def heed_reference(answer: Answer) -> None:
+            if isinstance(answer, Refused) and answer.name == NO_SUCH_UNIT:
+                watch.unit_removed()
+
+        def heed_properties(answer: Answer) -> None:
+            if not isinstance(answer, Refused) and not watch.gone.done():
+                seen.update(values(answer[0]))
+                watch.found(seen)
+
+        try:
+            # As long as it is referenced systemd does not unload it, so the answer is not that of a stand-in.
+            await bus.call(_call("RefUnit", "s", watch.unit), heed_reference)
+            # "": of every interface, in one answer, so that state and result belong together.
+            everything = _call("GetAll", "s", "", path=watch.path, interface=_PROPERTIES)
+            await bus.call(everything, heed_properties)
+        except Refused as error:
+            if error.name != NO_SUCH_UNIT:
+                raise
+        finally:
+            # No longer than that, as it would be kept loaded beyond its end.
+            bus.post(_call("UnrefUnit", "s", watch.unit))
+        return {} if not seen or is_stand_in(seen) else seen
+
     # ---- the connection
 
-    async def _greet(self) -> None:
-        # Never let the bus activate a systemd: on a bus without one that fails slowly.
-        await self._wait_for_owner()
-        (version,) = await self._call("Get", "ss", _MANAGER, "Version", interface=_PROPERTIES)
-        self.version = int(re.findall(r"\d+", version.value)[0])
-        self._bus.add_message_handler(self._received)
-        for member in ("JobRemoved", "UnitRemoved", "Reloading"):
-            rule = f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='{member}'"
-            await self._call_bus("AddMatch", "s", rule)
-        await self._call("Subscribe")  # without a subscriber systemd sends no signals
+    async def _keep_connected(self) -> None:
+        """Make a new connection whenever one is lost, for as long as the manager lives."""
+        while True:
+            await asyncio.wait((self._bus.lost,))
+            self._usable.clear()
+            reason = "systemd has left it" if self._systemd_left else self._bus.lost.result()
+            log.warning("lost the bus of the %s manager: %s; connecting again", self.scope, reason)
+            self.on_connection(reason)
+            if not await self._reconnected():
+                log.error("the %s manager is dead", self.scope)
+                self._finish(BusLost(f"the {self.scope} systemd manager is dead"))
+                self.on_dead()
+                return
+            log.info("the bus of the %s manager is back", self.scope)
+            self._usable.set()
+            self.on_connection("")
 
-    async def _wait_for_owner(self) -> None:
+    async def _reconnected(self) -> bool:
+        """Return when there is a connection and every watch knows what it has missed; False if there can be none."""
+        delay_s = FIRST_RETRY_S
+        while self._is_alive():
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LAST_RETRY_S)
+            await self._disconnect()
+            try:
+                await self._connect()
+                await self._look_at_all()
+            except (ManagerUnavailable, UnitError) as error:
+                log.debug("no connection to the %s manager yet: %s", self.scope, error)
+            else:
+                return True
+        return False
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                self._bus = await Bus.open(self._address, self._received)
+        except Exception as error:  # the libraries let through whatever went wrong
+            what = f"cannot connect to the bus of the {self.scope} manager, {self._address}: {error}"
+            raise ManagerUnavailable(what) from error
+        try:
+            await self._greet(self._bus)
+        except BaseException as error:  # cancelled, too
+            await self._disconnect()
+            if isinstance(error, UnitError):
+                raise ManagerUnavailable(f"no systemd answers on the bus {self._address}: {error}") from error
+            raise
+
+    async def _disconnect(self) -> None:
+        if self._looking:
+            await _cancelled(self._looking)
+        await self._bus.close()
+
+    def _finish(self, error: BusLost) -> None:
+        self._end = error
+        self._usable.set()
+        for watch in list(self._watches):
+            watch.lost(error)
+
+    async def _greet(self, bus: Bus) -> None:
+        self._systemd_left = False
+        signals = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{_SYSTEMD}'"
+        await bus.call(_add_match(signals))
+        await self._wait_for_owner(bus)
+        for member in ("JobRemoved", "UnitRemoved", "Reloading"):
+            await bus.call(_add_match(f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='{member}'"))
+        for watch in list(self._watches):
+            await bus.call(_add_match(_properties_changed(watch.path)))
+        # Without a subscriber systemd sends no signals. What came before the answer may have been said to others, in
+        # the middle of a reload.
+        await bus.call(_call("Subscribe"), self._settle)
+        (version,) = await bus.call(_call("Get", "ss", _MANAGER, "Version", interface=_PROPERTIES))
+        self.version = int(re.findall(r"\d+", version.value)[0])
+
+    def _settle(self, answer: Answer) -> None:
+        self._is_settled = not isinstance(answer, Refused)
+
+    async def _wait_for_owner(self, bus: Bus) -> None:
+        # Asked for, because a call would have the bus activate a systemd: on a bus without one that fails slowly.
         # A user's bus is started by whoever connects first, and systemd joins it a moment later.
         deadline = asyncio.get_running_loop().time() + (JOIN_TIMEOUT_S if self.scope == "user" else 0.0)
         while True:
             try:
-                await self._call_bus("GetNameOwner", "s", _SYSTEMD)
+                await bus.call(_bus_call("GetNameOwner", _SYSTEMD))
             except Refused as error:
                 if error.name != NO_OWNER or asyncio.get_running_loop().time() > deadline:
                     raise
@@ -261,53 +320,34 @@ class Manager:
             else:
                 return
 
-    async def _wait_until_lost(self) -> None:
-        reason = "it was closed"
-        try:
-            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-        except Exception as error:  # whatever ended the library's reader
-            reason = str(error) or type(error).__name__
-        lost = BusLost(f"the connection to the bus of the {self.scope} manager is lost: {reason}")
-        for watch in list(self._watches):
-            watch.lost(lost)
-        self.on_lost()
-
-    async def _job(self, watch: Watch, member: str, signature: str, *body: object) -> str:
+    async def _job(self, watch: Watch, kind: JobKind, member: str, signature: str, *body: object) -> str:
         (path,) = await self._call(member, signature, *body)
-        return await watch.job(path)
+        return await watch.job(path, kind)
 
     async def _call(
         self, member: str, signature: str = "", *body: object, path: str = _SYSTEMD_PATH, interface: str = _MANAGER
     ) -> list[Any]:
-        return await self._ask(_message(_SYSTEMD, path, interface, member, signature, body))
+        return await self._ask(_call(member, signature, *body, path=path, interface=interface))
 
-    async def _call_bus(self, member: str, signature: str, *body: object) -> list[Any]:
-        return await self._ask(_bus_message(member, signature, *body))
+    async def _ask(self, call: Call) -> list[Any]:
+        return await self._with_bus(lambda bus: bus.call(call))
 
-    async def _ask(self, message: Any) -> list[Any]:
-        if not self._bus.connected:
-            raise BusLost(f"not connected to the bus of the {self.scope} manager")
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                reply = await self._bus.call(message)
-        except TimeoutError:
-            raise UnitError(f"systemd did not answer {message.member} within {CALL_TIMEOUT_S:g} s") from None
-        except (OSError, EOFError) as error:
-            raise BusLost(f"the bus of the {self.scope} manager hung up during {message.member}: {error}") from error
-        if reply is None:  # both libraries end pending calls so when the connection is closed on purpose
-            raise BusLost(f"the connection to the bus was closed during {message.member}")
-        body: list[Any] = reply.body
-        if reply.message_type is dbus.MessageType.ERROR:
-            subject = message.body[0] if message.body else ""
-            raise Refused(message.member, subject, str(reply.error_name), body[0] if body else "no reason given")
-        return body
-
-
-def close_socket(bus: MessageBus) -> None:
-    """Close what dbus-next and older versions of dbus-fast leave open when they disconnect."""
-    for part in (bus._stream, bus._sock):
-        if part:
-            part.close()
+    async def _with_bus(self, act: Callable[[Bus], Awaitable[T]]) -> T:
+        """Do something over the bus; again if the connection breaks meanwhile, or systemd is away for a moment."""
+        deadline = float("inf")
+        while True:
+            await self.available()
+            bus, now = self._bus, asyncio.get_running_loop().time()
+            try:
+                return await act(bus)
+            except BusLost:
+                if bus is self._bus and self._end is None:
+                    self._usable.clear()  # sooner than the keeper does: nobody tries again before it has connected
+            except Refused as error:
+                if error.name not in AWAY or now > deadline:
+                    raise
+                deadline = min(deadline, now + CALL_TIMEOUT_S)
+                await asyncio.sleep(FIRST_RETRY_S)
 
 
 async def choose_scope(wanted: Literal["auto", "system", "user", "private"]) -> Scope:
@@ -352,15 +392,24 @@ def _is_booted() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
+def _call(
+    member: str, signature: str = "", *body: object, path: str = _SYSTEMD_PATH, interface: str = _MANAGER
+) -> Call:
+    return Call(_SYSTEMD, path, interface, member, signature, body)
+
+
+def _bus_call(member: str, argument: str) -> Call:
+    return Call(BUS, "/org/freedesktop/DBus", BUS, member, "s", (argument,))
+
+
+def _add_match(rule: str) -> Call:
+    return _bus_call("AddMatch", rule)
+
+
 def _properties_changed(path: str) -> str:
     return f"type='signal',sender='{_SYSTEMD}',path='{path}',interface='{_PROPERTIES}',member='PropertiesChanged'"
 
 
-def _bus_message(member: str, signature: str, *body: object) -> Any:
-    return _message("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", member, signature, body)
-
-
-def _message(destination: str, path: str, interface: str, member: str, signature: str, body: Iterable[object]) -> Any:
-    return dbus.Message(
-        destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body)
-    )
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))

@@ -200,9 +200,12 @@ class PrivateManager:
         """The cgroup of systemd itself."""
         return self.cgroup_root / own_unit() / "init.scope"
 
-    def _is_running(self) -> bool:
-        # Not asked on the bus, which outlives a systemd that crashed.
-        return self._own_scope.exists() and is_populated(self._own_scope)
+    def is_running(self) -> bool:
+        """Say whether its systemd lives. Not asked on the bus, which may be away, or outlive a systemd that crashed."""
+        try:
+            return is_populated(self._own_scope)
+        except OSError:  # removed
+            return False
 
     @classmethod
     async def start(cls, runtime_dir: Path, environ: Mapping[str, str] = os.environ) -> PrivateManager:
@@ -217,7 +220,7 @@ class PrivateManager:
                 f"{runtime_dir} is too long a path for a socket; choose a shorter runtime directory"
             )
         if left := cls._left_in(runtime_dir):
-            if left._is_running() and await left._answers():
+            if left.is_running() and await left._answers():
                 log.info("joined the private manager in %s", runtime_dir)
                 return left
             log.warning("the private manager in %s does not answer, replacing it", runtime_dir)
@@ -252,7 +255,7 @@ class PrivateManager:
         exit_target = ("StartUnit", "ss", "exit.target", "replace-irreversibly")
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                if self._is_running() and await self._call("org.freedesktop.systemd1.Manager", *exit_target):
+                if self.is_running() and await self._call("org.freedesktop.systemd1.Manager", *exit_target):
                     await emptied(self._own_scope)
         await self._remove()
 

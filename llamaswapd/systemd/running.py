@@ -1,7 +1,8 @@
 """One unit that runs a model: started, watched, stopped, until it is gone.
 
-What it is doing is known from systemd's signals alone. Asking would be wrong as well as slow: a unit that ended is
-collected at once, and reading a collected unit gives the clean-looking lie `success`.
+What it is doing is known from systemd's signals. Asking would be wrong as well as slow: a unit that ended is collected
+at once, and reading a collected unit gives the clean-looking lie `success`. Where there have been no signals, the
+manager looks in a way that cannot be lied to, and what it sees comes here like signals.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamaswapd.errors import UnitError, UnitResult
+from llamaswapd.errors import BusLost, UnitError, UnitResult
 from llamaswapd.systemd import cgroup, listeners
+from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.journal import Journal
-from llamaswapd.systemd.manager import NO_SUCH_UNIT, Manager, Property, Refused, Watch
+from llamaswapd.systemd.manager import NO_SUCH_UNIT, Manager, Property
+from llamaswapd.systemd.watched import Watch
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ UP = {"activating", "active", "reloading", "refreshing"}  # values of ActiveStat
 
 
 class RunningUnit:
-    """A unit on one manager. `start` it, or take one that exists with `attach`; both before anything else.
+    """A unit on one manager. Before anything else `start` it, `take_over` one that exists, or `attach` to stop one.
 
     `ended` is done when the main process is gone, `notified` set at every change systemd reports while it runs: also
     when the server says READY=1 or STATUS=, see sd_notify(3).
@@ -49,6 +52,7 @@ class RunningUnit:
         self._program = program
         self._properties: dict[str, Any] = {}
         self._is_started = False
+        self._is_gone = False
         self._cgroup: Path | None = None
         self._watch: Watch
 
@@ -64,20 +68,28 @@ class RunningUnit:
 
     @property
     def result(self) -> UnitResult:
-        """How it ended, as far as it has."""
+        """How it ended, as far as it has; `unknown` if nobody could see it, because the bus was away."""
         get = self._properties.get
-        return UnitResult(get("Result", "success"), get("ExecMainCode", 0), get("ExecMainStatus", 0))
+        result = UnitResult(get("Result", "success"), get("ExecMainCode", 0), get("ExecMainStatus", 0))
+        return UnitResult("unknown") if result == UnitResult() and self._is_gone else result
 
     def __repr__(self) -> str:
         state = self._properties.get("ActiveState", "unknown")
         return f"<{self.name} {state}, pid {self.pid}>"
 
-    async def start(self, properties: Iterable[Property], timeout_s: float, grace_s: float) -> str:
+    async def start(
+        self,
+        properties: Iterable[Property],
+        timeout_s: float,
+        grace_s: float,
+        is_left: Callable[[], bool] = lambda: False,
+    ) -> str:
         """Start it as a transient unit; return the job's result, `timeout` if there is none within `timeout_s`.
 
-        Unless that is `done`, and when cancelled, the unit is gone again afterwards. Raises Refused.
+        Unless that is `done`, and when cancelled, the unit is gone again afterwards; if cancelled while `is_left` says
+        so, it stays as it is. Raises Refused, and BusLost when the bus is away for `timeout_s`.
         """
-        await self.attach()
+        await self._attach_within(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await self._manager.start_transient_unit(self._watch, properties)
@@ -93,13 +105,36 @@ class RunningUnit:
         except TimeoutError:
             outcome = "timeout"
         except (asyncio.CancelledError, UnitError):
-            # Not in this task: where one has been cancelled, the end of a `timeout` is a cancellation too, until Python
-            # 3.11.3 (gh-102780), and the unit would be left as it is.
-            await asyncio.create_task(self.stop(grace_s), name=f"stop {self.name}")
+            if not is_left():
+                # Not in this task: where one has been cancelled, the end of a `timeout` is a cancellation too, until
+                # Python 3.11.3 (gh-102780), and the unit would be left as it is.
+                await asyncio.create_task(self.stop(grace_s), name=f"stop {self.name}")
             raise
         if outcome != "done":
             await self.stop(grace_s)
         return outcome
+
+    async def _attach_within(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.attach()
+        except TimeoutError:
+            raise BusLost(f"{self.name} cannot be started: there has been no bus for {timeout_s:g} s") from None
+
+    async def take_over(self) -> Mapping[str, Any]:
+        """Follow the unit of this name, started by whomever; return its properties as they are now, {} if it is gone.
+
+        One that is `activating` has not ended, and its failure will be its end.
+        """
+        await self.attach()
+        properties = await self._manager.look(self._watch)
+        if not properties:
+            self._watch.set_gone()
+            return {}
+        self._is_started = True
+        self._notice_end()
+        self._take_cgroup(properties["ControlGroup"])
+        return properties
 
     async def attach(self) -> None:
         """Follow the unit of this name."""
@@ -109,27 +144,32 @@ class RunningUnit:
     async def stop(self, grace_s: float) -> None:
         """Stop it; return when it is gone, which systemd says once its cgroup is empty. SIGKILL after `grace_s`.
 
-        May be called twice, at once too, and for a unit that never was. Raises UnitError when it cannot be killed.
+        May be called twice, at once too, and for a unit that never was. While the bus is away it waits, and the unit
+        has its grace afterwards. Raises UnitError when it cannot be killed.
         """
         gone = self._watch.gone
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._terminate()
-                return await asyncio.shield(gone)
-        except TimeoutError:
-            pass
+        if not gone.done():
+            await self._manager.available()
+        if await self._stopped_within(grace_s):
+            return
         if not await self._manager.service_property(self._path, "SendSIGKILL"):
             log.warning("%s has not stopped after %g s, waiting on as it has SendSIGKILL=no", self.name, grace_s)
-            return await asyncio.shield(gone)
+            await asyncio.shield(gone)
+            return
         log.warning("%s has not stopped after %g s, killing it", self.name, grace_s)
         await self._kill()
+        # What runs after the last process is gone, ExecStopPost, has its time too.
+        if not await self._stopped_within(KILL_TIMEOUT_S + grace_s):
+            raise UnitError(f"{self.name} is still there after SIGKILL; see systemctl status {self.name}")
+
+    async def _stopped_within(self, limit_s: float) -> bool:
         try:
-            # What runs after the last process is gone, ExecStopPost, has its time too.
-            async with asyncio.timeout(KILL_TIMEOUT_S + grace_s):
+            async with asyncio.timeout(limit_s):
                 await self._terminate()
-                await asyncio.shield(gone)
+                await asyncio.shield(self._watch.gone)
         except TimeoutError:
-            raise UnitError(f"{self.name} is still there after SIGKILL; see systemctl status {self.name}") from None
+            await self._manager.available()  # without a bus nobody knows
+        return self._watch.gone.done()
 
     async def stranger(self, port: int) -> str | None:
         """Say who listens on a local TCP port, if that can be seen and is no process of this unit."""
@@ -138,12 +178,15 @@ class RunningUnit:
         return await asyncio.to_thread(listeners.stranger, port, self._cgroup, self._program)
 
     async def find_cgroup(self) -> None:
-        """Find the folder of its cgroup, which stays the same while it runs. `start` has done so."""
+        """Find the folder of its cgroup, which stays the same while it runs. `start` and `take_over` have done so."""
         try:
             path = await self._manager.service_property(self._path, "ControlGroup")
         except UnitError as error:  # its counters and its port's holder stay unknown, all else works
             log.warning("cannot find the cgroup of %s: %s", self.name, error)
             return
+        self._take_cgroup(path)
+
+    def _take_cgroup(self, path: str) -> None:
         self._cgroup = self._cgroup_root / path.lstrip("/") if path else None
 
     def resources(self) -> cgroup.Resources:
@@ -193,5 +236,6 @@ class RunningUnit:
         self.ended.set_result(self.result)
 
     def _gone(self, gone: asyncio.Future[None]) -> None:
-        if gone.exception() is None and not self.ended.done():
+        self._is_gone = gone.exception() is None
+        if self._is_gone and not self.ended.done():
             self.ended.set_result(self.result)

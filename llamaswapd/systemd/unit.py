@@ -225,12 +225,21 @@ PER_UNIT = frozenset(
 
 
 def _identity(model: ModelConfig, instance: str) -> list[tuple[str, str]]:
-    """Return the journal fields that say whose lines these are, by which a later daemon recognises the unit, too."""
-    return [
-        ("LLAMASWAP_MODEL", model.id),
-        ("LLAMASWAP_INSTANCE", instance),
-        ("LLAMASWAP_FINGERPRINT", fingerprint(model)),
-    ]
+    """Return the journal fields that say whose lines these are, by which a later daemon recognises the unit, too.
+
+    `ttl` (seconds) is there for who has to stop the unit when no daemon comes back. It is no part of the fingerprint,
+    and systemd changes no log settings of a unit that runs: after a reload with another `ttl` the old one stays.
+    """
+    fields = {
+        "LLAMASWAP_MODEL": model.id,
+        "LLAMASWAP_INSTANCE": instance,
+        "LLAMASWAP_FINGERPRINT": fingerprint(model),
+    }
+    if model.port is not None:
+        fields["LLAMASWAP_PORT"] = str(model.port)
+    if model.ttl > 0:
+        fields["LLAMASWAP_TTL"] = str(model.ttl)
+    return list(fields.items())
 
 
 def _printable(model_id: str) -> str:

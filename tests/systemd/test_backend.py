@@ -42,10 +42,17 @@ def connect(private: Any) -> Connect:
         journal = Journal("private", instance, private.journal_dir)
         backend = SystemdBackend(manager, host(manager, instance), private.cgroup_root, journal)
         yield backend
-        await backend.clear()
+        await clear(backend)
         await manager.close()
 
     return connect
+
+
+async def clear(backend: SystemdBackend) -> list[str]:
+    """Stop every unit of the instance; return their names."""
+    found = await backend.find()
+    await asyncio.gather(*(each.unit.stop(each.grace_s) for each in found))
+    return sorted(each.unit.name for each in found)
 
 
 @pytest.fixture
@@ -100,7 +107,7 @@ async def test_what_cannot_be_started_is_refused_before(
 ) -> None:
     with pytest.raises(StartError, match=re.escape(f"unspecific error: {message}")):
         await backend.start(model(**values))
-    assert await backend.clear() == []
+    assert await clear(backend) == []
 
 
 async def test_what_systemd_cannot_execute_is_explained_and_gone_again(backend: SystemdBackend, tmp_path: Path) -> None:
@@ -109,7 +116,7 @@ async def test_what_systemd_cannot_execute_is_explained_and_gone_again(backend: 
     expected = f"failed to start command '{tmp_path}/server -x': exit status 203/EXEC (exit-code)"
     with pytest.raises(StartError, match=re.escape(expected)):
         await backend.start(model(f"{tmp_path}/server -x"))
-    assert await backend.clear() == []
+    assert await clear(backend) == []
 
 
 async def test_a_model_that_is_gone_at_once_says_so(backend: SystemdBackend) -> None:
@@ -134,7 +141,7 @@ async def test_a_start_that_is_given_up_does_not_get_the_time_of_an_unload(
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert await backend.clear() == []
+    assert await clear(backend) == []
 
 
 async def test_a_port_that_somebody_has_is_named_before_the_start(backend: SystemdBackend) -> None:
@@ -143,7 +150,7 @@ async def test_a_port_that_somebody_has_is_named_before_the_start(backend: Syste
         expected = rf"port {port} of proxy http://localhost:{port} is taken by process {os.getpid()} \(.*another port"
         with pytest.raises(StartError, match=expected):
             await backend.start(model(proxy=f"http://localhost:{port}", env=(f"PORT={port}",)))
-    assert await backend.clear() == []
+    assert await clear(backend) == []
 
 
 async def test_a_port_that_the_command_does_not_name_may_be_anybodys(backend: SystemdBackend) -> None:
@@ -176,7 +183,7 @@ async def test_a_cleared_instance_has_no_units_and_others_keep_theirs(
         own = [await backend.start(model(id=name)) for name in ("a", "b")]
         other = await neighbour.start(model(id="a"))
         pids = [unit.pid for unit in own]
-        assert sorted(await backend.clear()) == [unit.name for unit in own]
+        assert await clear(backend) == [unit.name for unit in own]
         assert not any(is_alive(pid) for pid in pids)
         assert is_alive(other.pid)
 
@@ -188,7 +195,7 @@ async def test_the_units_of_a_daemon_that_died_are_cleared_by_the_next(connect: 
     await dead.close()
     assert is_alive(unit.pid)
     async with connect("t") as backend:
-        assert await backend.clear() == [unit.name]
+        assert await clear(backend) == [unit.name]
     assert not is_alive(unit.pid)
 
 

@@ -20,32 +20,58 @@ from typing import Any
 import pytest
 
 from llamaswapd.errors import BusLost, ManagerUnavailable, UnitError
+from llamaswapd.systemd import bus as bus_module
 from llamaswapd.systemd import manager as module
-from llamaswapd.systemd.manager import Manager, MessageBus, Watch, close_socket, dbus
+from llamaswapd.systemd.bus import MessageBus, Refused, close_socket, dbus
+from llamaswapd.systemd.manager import Manager
+from llamaswapd.systemd.watched import Watch
 
 UNIT, PATH, JOB = "m.service", "/org/freedesktop/systemd1/unit/m_2eservice", "/org/freedesktop/systemd1/job/7"
 
 
 class Bus:
-    """A dbus-daemon of the test's own."""
+    """A dbus-daemon of the test's own, always at the same address."""
 
-    def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
-        self.address = address
-        self._process = process
+    def __init__(self) -> None:
+        # An abstract socket: the default is a file in /tmp, which stays there.
+        self.address = f"unix:abstract=llamaswapd-test-{secrets.token_hex(8)}"
+        self._process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        argv = ("dbus-daemon", "--session", "--nofork", "--print-address", "--nopidfile", f"--address={self.address}")
+        self._process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+        assert self._process.stdout
+        await self._process.stdout.readline()
 
     async def stop(self) -> None:
         if self._process.returncode is None:
-            self._process.terminate()
-        await self._process.wait()
+            self._process.kill()
+        await self._process.communicate()
 
 
 class StandIn:
     """A systemd that answers each method with what `answers` says, after sending the signals given there."""
 
-    def __init__(self, bus: MessageBus) -> None:
-        self.bus = bus
+    def __init__(self, address: str) -> None:
         self.calls: asyncio.Queue[tuple[str, list[Any]]] = asyncio.Queue()
         self.answers: dict[str, list[tuple[str, str, list[Any]]] | None] = {}
+        self.errors: dict[str, list[str]] = {}  # with which its next calls are answered, by method
+        self.properties: dict[str, Any] = {}  # of the one unit; none: there is no unit
+        self.behind: list[tuple[str, str, list[Any]]] = []  # signals sent right behind the properties
+        self._address = address
+        self._bus: MessageBus
+
+    async def join(self) -> None:
+        self._bus = await MessageBus(bus_address=self._address).connect()
+        self._bus.add_message_handler(self.received)
+        await self._bus.request_name("org.freedesktop.systemd1")
+
+    async def leave(self) -> None:
+        if self._bus.connected:
+            self._bus.disconnect()
+        with contextlib.suppress(EOFError, OSError):  # the bus may have gone before
+            await self._bus.wait_for_disconnect()
+        close_socket(self._bus)
 
     async def called(self, member: str) -> list[Any]:
         """Wait for a call of this method, return its arguments."""
@@ -58,12 +84,21 @@ class StandIn:
         if message.message_type is not dbus.MessageType.METHOD_CALL:
             return None
         self.calls.put_nowait((message.member, message.body))
+        if errors := self.errors.get(message.member):
+            return dbus.Message.new_error(message, errors.pop(0), "not now")
         if message.member == "Get":
             return dbus.Message.new_method_return(message, "v", [dbus.Variant("s", "257.13-1~deb13u1")])
-        if message.member == "Subscribe":
+        if message.member in ("Subscribe", "UnrefUnit", "ThawUnit"):
             return dbus.Message.new_method_return(message)
-        if message.member == "KillUnit":
+        if message.member == "KillUnit" or (message.member == "RefUnit" and not self.properties):
             return dbus.Message.new_error(message, module.NO_SUCH_UNIT, "Unit m.service not loaded.")
+        if message.member == "RefUnit":
+            return dbus.Message.new_method_return(message)
+        if message.member == "GetAll":
+            self._bus.send(dbus.Message.new_method_return(message, "a{sv}", [self.properties]))
+            for signal in self.behind:
+                self.signal(*signal)
+            return True
         signals = self.answers.get(message.member)
         if signals is None:
             return True  # handled: never answered
@@ -72,12 +107,12 @@ class StandIn:
         return dbus.Message.new_method_return(message, "o", [JOB])
 
     def signal(self, member: str, signature: str, body: list[Any]) -> None:
-        interface = "org.freedesktop.systemd1.Manager"
-        self.bus.send(
+        of_unit = member == "PropertiesChanged"
+        self._bus.send(
             dbus.Message(
                 message_type=dbus.MessageType.SIGNAL,
-                path="/org/freedesktop/systemd1",
-                interface=interface,
+                path=PATH if of_unit else "/org/freedesktop/systemd1",
+                interface="org.freedesktop.DBus.Properties" if of_unit else "org.freedesktop.systemd1.Manager",
                 member=member,
                 signature=signature,
                 body=body,
@@ -87,31 +122,37 @@ class StandIn:
 
 JOB_DONE = ("JobRemoved", "uoss", [7, JOB, UNIT, "done"])
 UNIT_REMOVED = ("UnitRemoved", "so", [UNIT, PATH])
+OURS, ANOTHER = b"\1" * 16, b"\2" * 16
+
+
+def unit(state: str = "active", invocation: bytes = OURS, job: str = "/", load: str = "loaded") -> dict[str, Any]:
+    """What systemd says of a unit."""
+    values = [("s", state), ("s", load), ("ay", invocation), ("(uo)", [0 if job == "/" else 7, job])]
+    names = ["ActiveState", "LoadState", "InvocationID", "Job"]
+    return {name: dbus.Variant(*value) for name, value in zip(names, values, strict=True)}
+
+
+def changed(**properties: Any) -> tuple[str, str, list[Any]]:
+    values = {
+        name: dbus.Variant("ay" if isinstance(value, bytes) else "s", value) for name, value in properties.items()
+    }
+    return ("PropertiesChanged", "sa{sv}as", ["org.freedesktop.systemd1.Unit", values, []])
 
 
 @pytest.fixture
 async def bus() -> AsyncIterator[Bus]:
-    # An abstract socket: the default is a file in /tmp, which stays there.
-    address = f"--address=unix:abstract=llamaswapd-test-{secrets.token_hex(8)}"
-    argv = ("dbus-daemon", "--session", "--nofork", "--print-address", "--nopidfile", address)
-    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout
-    bus = Bus(process, (await process.stdout.readline()).decode().strip())
+    bus = Bus()
+    await bus.start()
     yield bus
     await bus.stop()
 
 
 @pytest.fixture
 async def systemd(bus: Bus) -> AsyncIterator[StandIn]:
-    connection = await MessageBus(bus_address=bus.address).connect()
-    stand_in = StandIn(connection)
-    connection.add_message_handler(stand_in.received)
-    await connection.request_name("org.freedesktop.systemd1")
+    stand_in = StandIn(bus.address)
+    await stand_in.join()
     yield stand_in
-    connection.disconnect()
-    with contextlib.suppress(EOFError, OSError):  # the bus may have gone before
-        await connection.wait_for_disconnect()
-    close_socket(connection)
+    await stand_in.leave()
 
 
 @pytest.fixture
@@ -175,30 +216,22 @@ async def test_a_refusal_names_the_method_the_unit_and_the_reason(manager: Manag
 
 
 async def test_a_call_that_is_never_answered_ends(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CALL_TIMEOUT_S", 0.01)
-    with pytest.raises(UnitError, match="systemd did not answer ThawUnit"):
-        await manager.thaw_unit(UNIT)
+    monkeypatch.setattr(bus_module, "CALL_TIMEOUT_S", 0.01)
+    with pytest.raises(UnitError, match="systemd did not answer ResetFailedUnit"):
+        await manager.reset_failed_unit(UNIT)
 
 
-async def test_everybody_who_waits_is_told_when_the_bus_is_lost(manager: Manager, systemd: StandIn, bus: Bus) -> None:
+async def test_closing_tells_everybody_who_waits(manager: Manager, systemd: StandIn) -> None:
     systemd.answers["StopUnit"] = []
-    lost = asyncio.Event()
-    manager.on_lost = lost.set
+    manager.on_connection = manager.on_dead = lambda *_: pytest.fail("a connection that was closed is not lost")
     seen = await watch(manager)
     waiting_for_job = asyncio.ensure_future(manager.stop_unit(seen))
-    waiting_for_reply = asyncio.ensure_future(manager.thaw_unit(UNIT))
-    await systemd.called("ThawUnit")
-    await bus.stop()
-    for waiting in (waiting_for_job, waiting_for_reply, seen.gone, manager.reset_failed_unit(UNIT)):
+    waiting_for_reply = asyncio.ensure_future(manager.reset_failed_unit(UNIT))
+    await systemd.called("ResetFailedUnit")
+    await manager.close()
+    for waiting in (waiting_for_job, waiting_for_reply, seen.gone, manager.thaw_unit(UNIT)):
         with pytest.raises(BusLost):
             await waiting
-    await lost.wait()
-
-
-async def test_closing_the_connection_is_not_losing_it(bus: Bus, systemd: StandIn) -> None:
-    manager = await Manager.connect("private", bus.address)
-    manager.on_lost = lambda: pytest.fail("called on_lost")
-    await manager.close()
 
 
 async def test_a_bus_without_systemd_is_no_manager(bus: Bus) -> None:
@@ -208,7 +241,7 @@ async def test_a_bus_without_systemd_is_no_manager(bus: Bus) -> None:
 
 async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
     def is_connected() -> bool:
-        return any(task.get_name() == "bus of the user manager" for task in asyncio.all_tasks())
+        return any(task.get_name() == "end of a connection to the bus" for task in asyncio.all_tasks())
 
     connecting = asyncio.create_task(Manager.connect("user", bus.address))  # waits for a systemd to join the bus
     while not is_connected():  # noqa: ASYNC110, nothing tells of it
@@ -219,11 +252,246 @@ async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
     assert not is_connected()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_bus_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManagerUnavailable, match=f"unix:path={tmp_path}/none"):
         await Manager.connect("private", f"unix:path={tmp_path}/none")
-    gc.collect()  # the socket that dbus-next does not close when it cannot connect
+    gc.collect()  # would complain about a socket that is still open
+
+
+class Away:
+    """Away and back, as the daemon is told."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.told: asyncio.Queue[str] = asyncio.Queue()
+        manager.on_connection = self.told.put_nowait
+
+    async def lost(self) -> None:
+        assert await self.told.get() != ""
+
+    async def back(self) -> None:
+        assert await self.told.get() == ""
+
+
+@pytest.fixture
+def away(manager: Manager) -> Away:
+    return Away(manager)
+
+
+@pytest.fixture(params=["bus", "systemd"])
+async def absence(request: pytest.FixtureRequest, bus: Bus, systemd: StandIn, away: Away) -> Absence:
+    """What is away: the bus with all on it, or systemd alone, which executes itself anew."""
+    return Absence(request.param == "bus", bus, systemd, away)
+
+
+class Absence:
+    def __init__(self, of_bus: bool, bus: Bus, systemd: StandIn, away: Away) -> None:
+        self._of_bus, self._bus, self._systemd, self._away = of_bus, bus, systemd, away
+
+    async def begin(self) -> None:
+        if self._of_bus:
+            await self._bus.stop()
+        await self._systemd.leave()
+        await self._away.lost()
+
+    async def end(self) -> None:
+        if self._of_bus:
+            await self._bus.start()
+        await self._systemd.join()
+        await self._away.back()
+
+    async def pass_by(self) -> None:
+        await self.begin()
+        await self.end()
+
+
+class TestAfterTheBusOrSystemdWasAway:
+    async def test_a_call_made_meanwhile_is_answered(self, manager: Manager, absence: Absence) -> None:
+        await absence.begin()
+        call = asyncio.ensure_future(manager.thaw_unit(UNIT))
+        await absence.end()
+        await call
+
+    async def test_a_call_that_was_under_way_is_sent_again(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        call = asyncio.ensure_future(manager.start_transient_unit(await watch(manager), []))
+        await systemd.called("StartTransientUnit")
+        systemd.answers["StartTransientUnit"] = [JOB_DONE]
+        await absence.pass_by()
+        assert await call == "done"
+
+    async def test_a_unit_that_is_gone_is_known_to_be(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        seen = await watch(manager)
+        systemd.properties = unit()
+        await manager.look(seen)
+        systemd.properties = {}
+        await absence.pass_by()
+        assert seen.gone.done()
+
+    async def test_a_unit_that_is_to_be_started_is_not_gone(self, manager: Manager, absence: Absence) -> None:
+        seen = await watch(manager)
+        await absence.pass_by()
+        assert not seen.gone.done()
+
+    async def test_another_run_of_the_unit_is_not_ours(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        states = []
+        seen = await manager.watch(UNIT, PATH, lambda properties: states.append(properties["ActiveState"]))
+        systemd.properties = unit()
+        await manager.look(seen)
+        systemd.properties = unit("failed", ANOTHER)
+        await absence.pass_by()
+        assert seen.gone.done()
+        assert states == ["active"]
+
+    async def test_changes_are_told_those_of_meanwhile_and_later_ones(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        states: asyncio.Queue[str] = asyncio.Queue()
+        seen = await manager.watch(UNIT, PATH, lambda properties: states.put_nowait(properties["ActiveState"]))
+        systemd.properties = unit("activating")
+        await manager.look(seen)
+        systemd.properties = unit("active")
+        await absence.pass_by()
+        systemd.signal(*changed(ActiveState="failed"))
+        assert [await states.get() for _ in range(3)] == ["activating", "active", "failed"]
+        systemd.signal(*UNIT_REMOVED)
+        await asyncio.shield(seen.gone)
+
+    @pytest.mark.parametrize(
+        ("method", "after", "result"),
+        [
+            ("StartTransientUnit", unit("active"), "done"),
+            ("StartTransientUnit", unit("reloading"), "done"),
+            ("StartTransientUnit", unit("failed"), "failed"),
+            ("StartTransientUnit", {}, "failed"),
+            ("StopUnit", {}, "done"),
+            ("StopUnit", unit("inactive"), "done"),
+            ("StopUnit", unit("active"), "canceled"),
+        ],
+    )
+    async def test_a_job_that_has_ended_is_concluded_from_the_unit(
+        self, manager: Manager, systemd: StandIn, absence: Absence, method: str, after: dict[str, Any], result: str
+    ) -> None:
+        job = await self.job(manager, systemd, method)
+        systemd.properties = after
+        await absence.pass_by()
+        assert await job == result
+
+    async def test_a_job_that_goes_on_is_awaited(self, manager: Manager, systemd: StandIn, absence: Absence) -> None:
+        job = await self.job(manager, systemd, "StopUnit")
+        systemd.properties = unit("deactivating", job=JOB)
+        await absence.pass_by()
+        assert not job.done()
+        systemd.signal(*JOB_DONE)
+        assert await job == "done"
+
+    async def job(self, manager: Manager, systemd: StandIn, method: str) -> asyncio.Future[str]:
+        """Have a job begin; its end is not signalled."""
+        systemd.answers[method] = []
+        seen = await watch(manager)
+        order = manager.stop_unit(seen) if method == "StopUnit" else manager.start_transient_unit(seen, [])
+        job = asyncio.ensure_future(order)
+        await systemd.called(method)
+        await manager.thaw_unit(UNIT)  # its answer comes behind that to the order
+        return job
+
+    async def test_closing_does_not_wait_for_it(self, manager: Manager, absence: Absence) -> None:
+        seen = await watch(manager)
+        await absence.begin()
+        call = asyncio.ensure_future(manager.thaw_unit(UNIT))
+        await asyncio.sleep(0)
+        await manager.close()
+        for waiting in (call, seen.gone):
+            with pytest.raises(BusLost):
+                await waiting
+
+
+async def test_what_is_signalled_behind_a_look_counts_more_than_what_was_seen(
+    manager: Manager, systemd: StandIn
+) -> None:
+    states = []
+    seen = await manager.watch(UNIT, PATH, lambda properties: states.append(properties["ActiveState"]))
+    systemd.properties = unit("active")
+    systemd.behind = [changed(ActiveState="failed")]
+    await manager.look(seen)
+    await manager.thaw_unit(UNIT)  # answered behind both
+    assert states == ["active", "failed"]
+
+
+async def test_a_look_at_what_is_not_there_shows_nothing(manager: Manager, systemd: StandIn) -> None:
+    seen = await watch(manager)
+    assert await manager.look(seen) == {}
+    systemd.properties = unit("inactive", b"", load="not-found")
+    assert await manager.look(seen) == {}
+
+
+async def test_a_look_holds_no_unit_for_longer_than_it_takes(manager: Manager, systemd: StandIn) -> None:
+    systemd.properties = unit()
+    await manager.look(await watch(manager))
+    assert await systemd.called("RefUnit") == [UNIT]
+    assert await systemd.called("UnrefUnit") == [UNIT]
+
+
+async def test_a_reload_of_systemd_has_every_unit_removed_and_none_of_it_counts(
+    manager: Manager, systemd: StandIn
+) -> None:
+    seen = await watch(manager)
+    systemd.properties = unit()
+    await manager.look(seen)
+    systemd.signal("Reloading", "b", [True])
+    systemd.signal(*UNIT_REMOVED)
+    await manager.thaw_unit(UNIT)
+    assert not seen.gone.done()
+    systemd.properties = {}
+    systemd.signal("Reloading", "b", [False])
+    await asyncio.shield(seen.gone)
+
+
+@pytest.mark.parametrize("error", sorted(module.AWAY))
+async def test_a_systemd_that_is_away_for_a_moment_is_asked_again(
+    manager: Manager, systemd: StandIn, error: str
+) -> None:
+    systemd.errors["ThawUnit"] = [error, error]
+    await manager.thaw_unit(UNIT)
+
+
+async def test_a_systemd_that_stays_away_is_not_asked_for_ever(
+    manager: Manager, systemd: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CALL_TIMEOUT_S", 0.06)
+    systemd.errors["ThawUnit"] = [module.NO_OWNER] * 1000
+    with pytest.raises(Refused, match="refused ThawUnit"):
+        await manager.thaw_unit(UNIT)
+
+
+async def test_a_manager_that_is_dead_is_not_waited_for(bus: Bus, systemd: StandIn) -> None:
+    alive = True
+    manager = await Manager.connect("private", bus.address, lambda: alive)
+    dead, reasons = asyncio.Event(), []
+    manager.on_dead, manager.on_connection = dead.set, reasons.append
+    seen = await watch(manager)
+    await systemd.leave()
+    alive = False
+    await dead.wait()
+    for waiting in (seen.gone, manager.thaw_unit(UNIT)):
+        with pytest.raises(BusLost, match="is dead"):
+            await waiting
+    assert reasons == ["systemd has left it"]
+    await manager.close()
+
+
+async def test_a_bus_that_hangs_up_on_us_hangs_nothing(tmp_path: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.close()
+
+    async with await asyncio.start_unix_server(hang_up, tmp_path / "bus"):
+        with pytest.raises(ManagerUnavailable, match="hung up"):
+            await Manager.connect("private", f"unix:path={tmp_path}/bus")
 
 
 class TestChoosingTheManager:

@@ -15,7 +15,8 @@ import pytest
 
 from llamaswapd.errors import UnitResult
 from llamaswapd.systemd.cgroup import Resources
-from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Property, Refused
+from llamaswapd.systemd.bus import Refused
+from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Property
 from llamaswapd.systemd.running import RunningUnit
 from llamaswapd.systemd.unit import object_path
 

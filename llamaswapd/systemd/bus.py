@@ -1,0 +1,198 @@
+"""One connection to a D-Bus bus, from its opening to its end.
+
+The only importer of the D-Bus library, and of that only the part which dbus-next and its continuation dbus-fast share.
+Messages are sent by hand: introspection and proxy objects would cost two round trips and milliseconds of CPU each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from llamaswapd.errors import BusLost, UnitError
+
+try:
+    # Before 2.12 it counts characters where D-Bus counts bytes, and the bus hangs up on the first non-ASCII text.
+    if tuple(map(int, metadata.version("dbus-fast").split(".")[:2])) < (2, 12):
+        raise ImportError
+    import dbus_fast as dbus
+    from dbus_fast.aio import MessageBus
+except ImportError:
+    import dbus_next as dbus  # type: ignore[no-redef]
+    from dbus_next.aio import MessageBus  # type: ignore[assignment,attr-defined]
+
+CALL_TIMEOUT_S = 25.0  # the reference implementation's default for a method call
+
+BUS = "org.freedesktop.DBus"  # the name of the bus itself
+
+variant = dbus.Variant
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method call; `body` has the types that `signature` says."""
+
+    destination: str
+    path: str
+    interface: str
+    member: str
+    signature: str = ""
+    body: tuple[object, ...] = ()
+
+
+class Refused(UnitError):
+    """The call was answered with a D-Bus error, `name`."""
+
+    def __init__(self, call: Call, name: str, text: str) -> None:
+        self.name = name
+        subject = call.body[0] if call.body else ""
+        super().__init__(f"systemd refused {call.member} {subject}: {text} ({name})")
+
+
+Answer = list[Any] | Refused
+
+
+class Bus:
+    """A connection. `received` gets its signals: member, path, body."""
+
+    def __init__(self, library: MessageBus, received: Callable[[str, str, list[Any]], None]) -> None:
+        self._library = library
+        self._received = received
+        self._heeding: dict[int, tuple[Call, Callable[[Answer], None]]] = {}  # by the serial of the call
+        self.lost = asyncio.create_task(self._end(), name="end of a connection to the bus")  # returns what ended it
+        library.add_message_handler(self._take)
+
+    @classmethod
+    async def open(cls, address: str, received: Callable[[str, str, list[Any]], None]) -> Bus:
+        """Connect; raises whatever went wrong: OSError, EOFError, the library's AuthError ..."""
+        library = _MessageBus(bus_address=address)
+        try:
+            await library.connect()
+        except BaseException:
+            library.give_up()
+            raise
+        return cls(library, received)
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._library.connected)
+
+    def hang_up(self) -> None:
+        """End it; whoever waits for an answer gets BusLost."""
+        if self.is_connected:
+            self._library.disconnect()
+
+    async def close(self) -> None:
+        """End it, and return when all that it held is given back. May be called twice."""
+        self.hang_up()
+        await asyncio.wait((self.lost,))
+        close_socket(self._library)
+
+    async def call(self, call: Call, heed: Callable[[Answer], None] = lambda answer: None) -> list[Any]:
+        """Call a method, return its answer; raises Refused, BusLost, or UnitError when none comes in time.
+
+        `heed` gets the answer before any signal that came behind it: the caller's turn is later.
+        """
+        if not self.is_connected:
+            raise BusLost("not connected to the bus")
+        message = _message(call)
+        message.serial = self._library.next_serial()
+        self._heeding[message.serial] = call, heed
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                reply = await self._library.call(message)
+        except TimeoutError:
+            raise UnitError(f"systemd did not answer {call.member} within {CALL_TIMEOUT_S:g} s") from None
+        except (OSError, EOFError) as error:
+            raise BusLost(f"the bus hung up during {call.member}: {error}") from error
+        finally:
+            self._heeding.pop(message.serial, None)
+        if reply is None:  # both libraries end pending calls so when the connection is closed on purpose
+            raise BusLost(f"the connection to the bus was closed during {call.member}")
+        answer = _answer(call, reply)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    def post(self, call: Call) -> None:
+        """Call a method whatever it answers, if there is still somebody to answer."""
+        if self.is_connected:
+            self._library.send(_message(call)).add_done_callback(asyncio.Future.exception)
+
+    def _take(self, message: Any) -> None:
+        if message.message_type is dbus.MessageType.SIGNAL:
+            self._received(message.member, message.path, message.body)
+        elif message.reply_serial in self._heeding:
+            call, heed = self._heeding.pop(message.reply_serial)
+            heed(_answer(call, message))
+
+    async def _end(self) -> str:
+        try:
+            await self._library.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever ended the library's reader
+            return str(error) or "the bus hung up"
+        return "it was closed"
+
+
+def values(variants: Mapping[str, Any]) -> dict[str, Any]:
+    """Return properties as they come over the bus (`a{sv}`) without their wrapping."""
+    return {name: value.value for name, value in variants.items()}
+
+
+def close_socket(library: MessageBus) -> None:
+    """Close what dbus-next and older versions of dbus-fast leave open when they disconnect."""
+    for part in (library._stream, library._sock):
+        if part:
+            part.close()
+
+
+def _message(call: Call) -> Any:
+    return dbus.Message(
+        destination=call.destination,
+        path=call.path,
+        interface=call.interface,
+        member=call.member,
+        signature=call.signature,
+        body=list(call.body),
+    )
+
+
+def _answer(call: Call, reply: Any) -> Answer:
+    body: list[Any] = reply.body
+    if reply.message_type is not dbus.MessageType.ERROR:
+        return body
+    return Refused(call, str(reply.error_name), body[0] if body else "no reason given")
+
+
+class _MessageBus(MessageBus):
+    """The library's, with two faults less that show when a bus is restarted."""
+
+    def give_up(self) -> None:
+        """Undo a `connect` that has failed or was cancelled half-way, which dbus-next leaves to the collector."""
+        if self._fd is None:  # never connected, or done by dbus-fast itself
+            return
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        close_socket(self)
+
+    def _setup_socket(self) -> None:  # dbus-next and older versions of dbus-fast connect in the constructor
+        try:
+            super()._setup_socket()  # type: ignore[misc]
+        except BaseException:
+            close_socket(self)
+            raise
+
+    async def _auth_readline(self) -> str:
+        # dbus-next's, and that of older versions of dbus-fast, reads on for ever where the bus has hung up, and never
+        # lets anything else run.
+        assert self._sock
+        line = b""
+        while not line.endswith(b"\r\n"):
+            byte = await self._loop.sock_recv(self._sock, 1)
+            if not byte:
+                raise EOFError("the bus hung up during authentication")
+            line += byte
+        return line[:-2].decode()
