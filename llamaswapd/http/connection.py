@@ -291,6 +291,8 @@ class Connection(Link):
         """
         self.has_left = True
         self._leave()
+        if self.failure is not None:  # it has been told; nobody waits for the rest of what it was sending
+            return False
         is_answering = self._is_handed or (self._handler is not None and not self._handler.is_idle)
         return is_answering and not self.has_tls  # TLS has no half-closed connections
 

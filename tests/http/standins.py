@@ -41,6 +41,7 @@ class Engine:
         self.naming = Naming(self.config)
         self.used: dict[str, Any] = {}
         self.forgiven: list[str] = []
+        self.waiting: dict[str, int] = {}
         self._observers: list[Callable[[], None]] = []
         self._profile_observers: list[Callable[[str | None], None]] = []
 
@@ -70,7 +71,7 @@ class Engine:
             call()
 
     def status(self, model_id: str) -> Status:
-        return Status(self.config.models[model_id], self.states[model_id], "", 0, 0, 0)
+        return Status(self.config.models[model_id], self.states[model_id], "", 0, 0, self.waiting.get(model_id, 0))
 
     def statuses(self) -> list[Status]:
         return [self.status(model_id) for model_id in self.config.models]

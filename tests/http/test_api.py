@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -7,7 +8,7 @@ from standins import Engine, house, model
 
 from llamaswapd import __version__
 from llamaswapd.core.lifecycle import State
-from llamaswapd.errors import UnitError
+from llamaswapd.errors import StartError, UnitError
 from llamaswapd.http.logs import following, history
 
 # ---- listings
@@ -294,3 +295,56 @@ async def test_a_stream_ends_when_its_log_cannot_be_followed(caplog: pytest.LogC
         it.engine.live.put_nowait(UnitError("the journal is gone"))
         assert await client.chunk() == b""
     assert "stream /logs/stream/upstream ended: the journal is gone" in caplog.text
+
+
+# ---- loading
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "alias", "al%69as"])
+async def test_an_operator_loads_a_model_by_its_id_or_alias(name: str) -> None:
+    async with house(Engine(model("a/b", aliases=("alias",)))) as it:
+        answer = await it.ask(f"/api/models/load/{name}", method="POST")
+        assert (answer.status, answer.json()) == (200, {"msg": "ok"})
+        assert (it.engine.forgiven, it.engine.states) == (["a/b"], {"a/b": State.READY})
+
+
+async def test_what_is_not_configured_cannot_be_loaded() -> None:
+    async with house(Engine(model("m"))) as it:
+        answer = await it.ask("/api/models/load/x", method="POST")
+        assert (answer.status, answer.json()["error"]["message"]) == (404, "model not found")
+        assert (await it.ask("/api/models/load/m")).status == 405
+
+
+async def test_a_load_that_fails_says_why() -> None:
+    class Failing(Engine):
+        async def load(self, model_id: str) -> None:
+            raise StartError("exit status 3")
+
+    async with house(Failing(model("m"))) as it:
+        answer = await it.ask("/api/models/load/m", method="POST")
+    assert (answer.status, answer.json()["error"]["message"]) == (500, "unspecific error: exit status 3")
+
+
+async def test_who_leaves_gives_a_load_up() -> None:
+    began, given_up = asyncio.Event(), asyncio.Event()
+
+    class Slow(Engine):
+        async def load(self, model_id: str) -> None:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+
+    async with house(Slow(model("m"))) as it:
+        client = await it.connect()
+        await client.send("/api/models/load/m", method="POST")
+        await began.wait()
+        client.close()
+        await given_up.wait()
+
+
+async def test_loading_takes_a_key() -> None:
+    async with house(Engine(model("m"), api_keys=("k",))) as it:
+        assert (await it.ask("/api/models/load/m", method="POST")).status == 401
+        assert (await it.ask("/api/models/load/m", "x-api-key: k", method="POST")).status == 200

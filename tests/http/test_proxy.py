@@ -9,7 +9,7 @@ from fake_model import OK, Call, LeasingEngine, chat, fixed, house_of, last, unt
 from standins import Client, house, model
 
 from llamaswapd.core.lifecycle import State
-from llamaswapd.errors import StartError
+from llamaswapd.errors import CrashLoop, StartError
 from llamaswapd.http import body as body_module
 from llamaswapd.http import server as server_module
 
@@ -571,3 +571,51 @@ async def test_other_models_are_served_while_one_loads() -> None:
         client.writer.write(chat())
         await engine.waited.wait()
         assert (await it.ask("/health")).status == 200
+
+
+# ---- a model that keeps dying
+
+
+def looping() -> CrashLoop:
+    return CrashLoop("m", 4, StartError("exit status 3", ["out of memory"]), 2.4)
+
+
+async def test_a_model_that_keeps_dying_is_503_and_says_when_to_come_again(way: str) -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        it.engine.failure = looping()
+        client = await it.connect()
+        client.writer.write(chat())
+        answer = await client.answer()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "3")
+    assert "x-should-retry" not in answer.headers
+    error = answer.json()["error"]
+    assert (error["message"], error["code"]) == (str(looping()), "service_unavailable")
+
+
+async def test_a_model_that_keeps_dying_is_an_event_behind_a_loading_stream() -> None:
+    async with house_of(fixed(OK), {"send_loading_state": True}) as (it, _):
+        it.engine.failure = looping()
+        client = await it.connect()
+        client.writer.write(chat(STREAMING))
+        assert (await client.head()).status == 200
+        text = ""
+        while chunk := await client.chunk():
+            text += chunk.decode()
+    assert json.loads(events(text)[-1])["error"]["message"] == str(looping())
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "is_load"),
+    [
+        ("/upstream/m/", "GET", True),
+        ("/upstream/al%69as/?_=1", "GET", True),
+        ("/upstream/m/", "POST", False),
+        ("/upstream/m/", "HEAD", False),
+        ("/upstream/m/v1/models", "GET", False),
+        ("/upstream/m", "GET", False),
+    ],
+)
+async def test_only_the_front_page_of_a_model_is_an_order_to_load_it(target: str, method: str, is_load: bool) -> None:
+    async with house_of(fixed(OK), aliases=("alias",)) as (it, _):
+        await it.ask(target, "Content-Length: 0", method=method)
+        assert it.engine.forgiven == (["m"] if is_load else [])
