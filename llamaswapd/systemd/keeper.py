@@ -1,0 +1,326 @@
+"""Who stops idle models when the daemon has died and does not come back: the keeper, a unit that waits for its death.
+
+It runs beside the models, under the same manager, so that nothing that befalls the daemon reaches it. While the daemon
+lives it is flock(1), some 200 KiB asleep in the kernel on a file that the daemon has locked. A lock ends with its
+holder, however that ends; then flock becomes the second half of this module, a program of its own that stops each model
+with a `ttl` when that is over, and ends.
+
+    runtime_dir/alive           locked by the daemon for as long as it lives; of a private manager, runtime_dir/private/
+
+The next daemon puts a new file in its place, locked already, before it touches anything. So a keeper knows at any time
+whether a daemon lives: there is a file and its lock cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from llamaswapd.errors import Error, ManagerUnavailable, UnitError
+from llamaswapd.state import Remembered, StateFile
+from llamaswapd.systemd.journal import Journal
+from llamaswapd.systemd.manager import Manager, Property, Scope, bus_address
+from llamaswapd.systemd.running import RunningUnit
+from llamaswapd.systemd.unit import object_path, pattern
+
+log = logging.getLogger(__name__)
+
+ARM_TIMEOUT_S = 15.0
+STOP_GRACE_S = 5.0  # the keeper itself has nothing to put away
+MODEL_GRACE_S = 10.0  # of a model without a TimeoutStopSec= of its own
+
+# A start that the daemon ordered with its last breath may not have become a unit yet.
+SETTLE_S = 1.0
+# In what time a daemon comes back that was restarted or upgraded. Models that were used shortly before, but are not
+# known to have been, should still be there.
+RETURN_S = 30.0
+
+MARK = b"LLAMASWAP_KEEPER=1"  # in LogExtraFields: a unit of this name that is ours
+TTL = "LLAMASWAP_TTL"
+NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
+
+
+def unit_name(instance: str = "") -> str:
+    """Return the name of an instance's keeper, which no model's unit has."""
+    return f"llamaswapd-{instance}-keeper.service" if instance else "llamaswapd-keeper.service"
+
+
+def slice_name(instance: str = "") -> str:
+    """Return the slice that the models' slice is in: what is done to that one does not befall the keeper."""
+    return f"llamaswapd-{instance}.slice" if instance else "llamaswapd.slice"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the keeper is told on its command line; all paths as they are seen under the manager."""
+
+    manager: Scope
+    bus: str  # address
+    instance: str
+    lock: Path
+    state: Path
+
+    def argv(self) -> list[str]:
+        return [f"--{name}={value}" for name, value in vars(self).items()]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Orders:
+        parser = argparse.ArgumentParser("llamaswapd-keeper", allow_abbrev=False)
+        parser.add_argument("--manager", required=True, choices=get_args(Scope))
+        parser.add_argument("--bus", required=True)
+        parser.add_argument("--instance", required=True)
+        parser.add_argument("--lock", required=True, type=Path)
+        parser.add_argument("--state", required=True, type=Path)
+        return cls(**vars(parser.parse_args(arguments)))
+
+
+# ---- the daemon's side
+
+
+class Keeper:
+    """The keeper of one instance. `arm` it before the models that are found are judged."""
+
+    def __init__(self, manager: Manager, instance: str, runtime_dir: Path, state: Path) -> None:
+        """`runtime_dir` is the daemon's, `state` its state file."""
+        self._manager = manager
+        self._instance = instance
+        self._name = unit_name(instance)
+        folder, seen, bus = runtime_dir, runtime_dir, ""
+        if manager.scope == "private":  # whose units have another /run, see `private`
+            folder, seen = runtime_dir / "private", Path(f"/run/user/{os.getuid()}")
+            bus = f"unix:path={seen}/bus"
+        self._path = folder / "alive"
+        self._orders = Orders(manager.scope, bus or bus_address(manager.scope), instance, seen / "alive", state)
+        self._lock = -1
+
+    async def arm(self) -> None:
+        """Put a keeper that waits for our end in the place of the one before us.
+
+        Without one everything works, until the daemon dies for good: a failure is logged.
+        """
+        try:
+            lock = take(self._path)
+            self.let_go()
+            self._lock = lock
+            async with asyncio.timeout(ARM_TIMEOUT_S):
+                await self._remove()
+                await self._start()
+        except TimeoutError:
+            self._warn(f"{self._name} was not started within {ARM_TIMEOUT_S:g} s")
+        except (Error, OSError) as error:
+            self._warn(error)
+
+    async def disarm(self) -> None:
+        """Remove the keeper, because no model is left. Otherwise leave it armed. A failure is logged."""
+        try:
+            async with asyncio.timeout(ARM_TIMEOUT_S):
+                await self._remove()
+        except TimeoutError:
+            log.warning("%s was not stopped within %g s", self._name, ARM_TIMEOUT_S)
+        except Error as error:
+            log.warning("cannot stop %s: %s", self._name, error)
+        with suppress(OSError):
+            self._path.unlink()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Do what our end does otherwise: the keeper, if it is armed, takes over. May be called twice."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    async def _start(self) -> None:
+        flock = shutil.which("flock")
+        if flock is None:
+            raise ManagerUnavailable("flock is not installed; install util-linux")
+        if not sys.executable:
+            raise ManagerUnavailable("Python does not know its own program")
+        waiting = [flock, "--shared", "--no-fork", str(self._orders.lock)]
+        # Not the folder it happens to run in, but where we ourselves have our modules from.
+        program = [sys.executable, "-P", "-m", "llamaswapd.systemd.keeper", *self._orders.argv()]
+        properties = settings([*waiting, *program], self._instance)
+        outcome = await self._unit().start(properties, ARM_TIMEOUT_S, STOP_GRACE_S)
+        if outcome != "done":
+            raise UnitError(f"{self._name} cannot be started ({outcome}); see journalctl -t llamaswapd-keeper")
+
+    async def _remove(self) -> None:
+        ask, path = self._manager.service_property, object_path(self._name)
+        if await ask(path, "MainPID") and MARK not in await ask(path, "LogExtraFields"):
+            raise UnitError(f"there is a {self._name} that is not ours; give that unit another name")
+        unit = self._unit()
+        await unit.attach()
+        await unit.stop(STOP_GRACE_S)
+
+    def _unit(self) -> RunningUnit:
+        return running(self._manager, self._name, self._instance)
+
+    def _warn(self, why: object) -> None:
+        log.warning("if llamaswapd dies and does not come back, models will not be stopped by their ttl: %s", why)
+
+
+def take(path: Path) -> int:
+    """Put a new file at `path`, locked by us, in one step; return its descriptor. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.replace(path)
+    except OSError:
+        os.close(lock)
+        new.unlink(missing_ok=True)
+        raise
+    return lock
+
+
+def settings(argv: Sequence[str], instance: str) -> list[Property]:
+    """Return the unit of a keeper."""
+    return [
+        ("Description", "s", "Stops idle models if llamaswapd does not come back"),
+        ("Documentation", "as", ["man:llamaswapd-units(7)"]),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("StartLimitIntervalUSec", "t", 0),
+        ("Type", "s", "exec"),
+        ("ExecStartEx", "a(sasas)", [[argv[0], list(argv), ["no-env-expand"]]]),
+        # Whatever is in its way, a bus that restarts, a library that is being upgraded: it tries again.
+        ("Restart", "s", "on-failure"),
+        ("RestartUSec", "t", 1_000_000),
+        ("TimeoutStopUSec", "t", int(STOP_GRACE_S * 1e6)),
+        ("Environment", "as", ["PYTHONPATH=" + os.pathsep.join(module_folders()), "PYTHONDONTWRITEBYTECODE=1"]),
+        ("StandardInput", "s", "null"),
+        ("SyslogIdentifier", "s", "llamaswapd-keeper"),
+        ("LogExtraFields", "aay", [f"LLAMASWAP_INSTANCE={instance}".encode(), MARK]),
+        ("Slice", "s", slice_name(instance)),
+    ]
+
+
+def module_folders() -> list[str]:
+    """Return where we have our modules from, without Python's own: they go with the interpreter, which may change."""
+    own = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    own |= {f"{folder}/lib-dynload" for folder in own}
+    return [folder for folder in map(os.path.abspath, sys.path) if folder not in own and os.path.exists(folder)]
+
+
+# ---- the keeper's side
+
+
+class DaemonLives(Exception):
+    """The keeper has been roused for nothing, or for too long."""
+
+
+def due(ttl_s: float, run: Remembered | None, died: float) -> float:
+    """Return when a model has to go: `ttl_s` after its last use, as far as that is known. All are CLOCK_MONOTONIC.
+
+    Never later than `ttl_s` after the daemon `died`, and not so soon that a daemon which comes back would miss it.
+    """
+    latest = died + ttl_s
+    used = max(run.ready_at, run.last_used) if run else 0.0
+    return min(latest, max(used + ttl_s, died + RETURN_S)) if used else latest
+
+
+def time_of_death(lock: Path) -> float:
+    """Return when the daemon died, in CLOCK_MONOTONIC seconds; raises DaemonLives.
+
+    The first to find it dead writes that down, for a keeper that is restarted.
+    """
+    now = time.monotonic()
+    try:
+        file = open(lock, "r+", encoding="ascii", errors="replace")  # noqa: SIM115 - what it raises is told apart
+    except FileNotFoundError:  # a RuntimeDirectory= goes with its service
+        return now
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DaemonLives from None
+        with suppress(ValueError):
+            if 0 < (noted := float(file.read(32))) <= now:
+                return noted
+        file.seek(0)
+        file.truncate()
+        file.write(repr(now))
+    return now
+
+
+async def keep(orders: Orders) -> bool:
+    """Stop each model with a `ttl` in its time; return whether all are gone. Raises DaemonLives, Error or OSError."""
+    died = time_of_death(orders.lock)
+    runs = {run.invocation: run for run in StateFile(orders.state).read().models.values()}
+    await asyncio.sleep(SETTLE_S)
+    manager = await Manager.connect(orders.manager, orders.bus)
+    ends: list[asyncio.Task[bool]] = []
+    try:
+        for unit, ttl_s, grace_s in await find(manager, orders.instance):
+            deadline = due(ttl_s, runs.get(unit.invocation), died)
+            ends.append(asyncio.create_task(expire(unit, grace_s, deadline, orders.lock), name=unit.name))
+        log.info("llamaswapd has died; models with a ttl: %d", len(ends))
+        return all(await asyncio.gather(*ends))
+    finally:
+        for end in ends:
+            end.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
+        await manager.close()
+
+
+async def find(manager: Manager, instance: str) -> list[tuple[RunningUnit, float, float]]:
+    """Return the units of models with a `ttl`, each with that and the time it may take to stop, in seconds."""
+    found = []
+    for name in await manager.list_units(pattern(instance)):
+        unit = running(manager, name, instance)
+        properties = await unit.take_over()
+        texts = [bytes(data).decode(errors="replace") for data in properties.get("LogExtraFields", ())]
+        ttl_s = dict(text.partition("=")[::2] for text in texts).get(TTL, "")
+        if ttl_s.isdecimal():
+            limit_us = properties["TimeoutStopUSec"]
+            found.append((unit, float(ttl_s), MODEL_GRACE_S if limit_us == NO_LIMIT_USEC else limit_us / 1e6))
+    return found
+
+
+async def expire(unit: RunningUnit, grace_s: float, due: float, lock: Path) -> bool:
+    """Stop a unit at its time, if it has not ended by then; return whether it has. Raises DaemonLives."""
+    await asyncio.wait((unit.ended,), timeout=max(due - time.monotonic(), 0.0))
+    if unit.ended.done():
+        return True
+    time_of_death(lock)
+    log.info("stopping %s: its ttl is over, and llamaswapd has not come back", unit.name)
+    try:
+        await unit.stop(grace_s)
+    except UnitError as error:
+        log.error("%s", error)
+        return False
+    return True
+
+
+def running(manager: Manager, name: str, instance: str) -> RunningUnit:
+    """Return a unit that is only to be started or stopped."""
+    return RunningUnit(manager, name, object_path(name), Path("/sys/fs/cgroup"), Journal(manager.scope, instance))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be the keeper of a daemon that has died; exit status 0 when nothing is left to do, else to be run again."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    orders = Orders.parse(sys.argv[1:] if argv is None else argv)
+    try:
+        return 0 if asyncio.run(keep(orders)) else 1
+    except DaemonLives:
+        log.info("llamaswapd is back")
+        return os.EX_TEMPFAIL  # to wait for its end again, should it not replace us
+    except (Error, OSError) as error:
+        log.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
