@@ -1,0 +1,85 @@
+"""What systemd is doing to the unit that the daemon itself is: stopping it, or only restarting it?"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+from typing import Any, Literal
+
+from llamaswapd.errors import Error
+from llamaswapd.systemd.journal import library
+from llamaswapd.systemd.manager import Manager
+from llamaswapd.systemd.unit import object_path
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 2.0
+
+_UNIT = "org.freedesktop.systemd1.Unit"
+_JOB = "org.freedesktop.systemd1.Job"
+
+
+async def own_job() -> str:
+    """Return the type of the job that systemd is doing to our unit, "" if none or if that cannot be found out.
+
+    "" too when we are no service's main process: in a terminal, in a container, as a child of another program. Takes at
+    most `TIMEOUT_S`; rights it needs none. What there is to see after SIGTERM, with systemd 252 and 257 alike, as root
+    and as an ordinary user, in a unit of the system's manager and of a user's:
+
+        restart       systemctl restart, try-restart, reload-or-restart of a unit without ExecReload=; restart of a unit
+                      that ours has in Requires= or BindsTo=, such as its socket
+        stop          systemctl stop, mask --now, isolate; start of a unit with Conflicts= on ours; stop of a unit that
+                      ours requires, such as its socket, or the end of one that it is bound to; poweroff
+        ""            systemctl kill and kill(1); the end of a user's manager, whose bus is gone by then
+
+    The socket's stop is ours even without Requires=. A stop that is ordered while a restart is under way takes its
+    place, so ask as late as possible.
+    """
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await _own_job()
+    except TimeoutError:
+        log.warning("systemd did not say within %g s what it is doing to us", TIMEOUT_S)
+    except Error as error:
+        log.warning("cannot find out what systemd is doing to us: %s", error)
+    return ""
+
+
+async def _own_job() -> str:
+    scope, name = _own_unit()
+    if not name.endswith(".service"):  # a scope is somebody's session, and a slice nobody's
+        return ""
+    path = object_path(name)
+    manager = await Manager.connect(scope)
+    try:
+        if await manager.service_property(path, "MainPID") != os.getpid():
+            return ""
+        _, job = await _read(manager, path, _UNIT, "Job")
+        return "" if job == "/" else str(await _read(manager, job, _JOB, "JobType"))
+    finally:
+        await manager.close()
+
+
+def _own_unit() -> tuple[Literal["system", "user"], str]:
+    """Return the unit in whose cgroup we are and whose manager's it is; "" if that is none. sd_pid_get_unit(3)."""
+    if name := _of_this_process("sd_pid_get_user_unit"):
+        return "user", name
+    return "system", _of_this_process("sd_pid_get_unit")
+
+
+def _of_this_process(question: str) -> str:
+    answer = ctypes.c_void_p()
+    if getattr(library(), question)(0, ctypes.byref(answer)) < 0:
+        return ""
+    try:
+        return ctypes.string_at(answer.value or 0).decode()
+    finally:
+        library().free(answer)
+
+
+async def _read(manager: Manager, path: str, interface: str, name: str) -> Any:
+    """Get a property of an object of systemd's."""
+    (value,) = await manager._call("Get", "ss", interface, name, path=path, interface="org.freedesktop.DBus.Properties")
+    return value.value
