@@ -302,7 +302,8 @@ class World:
         unknown = {a.ticket for a in actions if isinstance(a, Refuse) and isinstance(a.error, UnknownModel)}
         assert unknown == refused
         story = " ".join(f"{name}={config.description}" for name, config in self.models.items())
-        self.feed(f"reload {story} {outdated=} {self.rules.config}", actions)
+        rules = self.rules.config.matrix or self.rules.config.groups
+        self.feed(f"reload {story} {outdated=} {rules}", actions)
 
     def random_models(self) -> dict[str, ModelConfig]:
         models = {}
@@ -365,7 +366,8 @@ class World:
             self.now = max(self.now, deadline)
             assert self.feed("tick", self.scheduler.tick(self.now)), "a deadline at which nothing was to be done"
         elif self.due and self.due[0][0] <= soon:
-            self.now, _, word, name, unit = heapq.heappop(self.due)
+            at, _, word, name, unit = heapq.heappop(self.due)
+            self.now = max(self.now, at)
             self.deliver(word, name, unit)
         else:
             self.now = soon
@@ -534,7 +536,7 @@ class World:
     def check_overtaking(self, first: int | None, queue: set[int]) -> None:
         """Nobody who came too late passed the request that was the oldest in the queue all along."""
         passed = self.clients.keys() - queue
-        if self.oldest is not None and self.oldest[0] in queue:
+        if self.oldest is not None and self.oldest[0] == first:  # a reload can put older ones back into the queue
             oldest = self.clients[self.oldest[0]]
             for ticket in passed - self.oldest[1]:
                 client = self.clients[ticket]
