@@ -10,15 +10,20 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import sdnotify  # type: ignore[import-untyped]
 
 from llamaswapd.errors import UsageError
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+UNNAMED = "unknown"  # sd_listen_fds_with_names(3)
+LISTEN_STREAM = "use ListenStream= in the socket unit"
 
 
 class Notifier:
@@ -60,18 +65,61 @@ class Notifier:
             self._notifier.notify(state.encode().decode("latin-1"))
 
 
-def listen_sockets() -> list[socket.socket]:
-    """Return the listening sockets that a socket unit passed to us; sd_listen_fds(3). Further calls return none."""
+class Passed(NamedTuple):
+    """A listening socket that a socket unit passed to us, and its FileDescriptorName=."""
+
+    name: str
+    socket: socket.socket
+
+    def speaks_tls(self, *, has_certificate: bool) -> bool:
+        """Whether HTTPS is spoken on it: `https` and `http` say so, any other name leaves it to the certificate.
+
+        Raises UsageError where a certificate is missing.
+        """
+        if self.name == "https" and not has_certificate:
+            raise UsageError(
+                "a socket unit passes a socket with FileDescriptorName=https, but there is no certificate; "
+                "give -tls-cert-file and -tls-key-file, or name the socket http"
+            )
+        return has_certificate and self.name != "http"
+
+
+def passed_sockets() -> list[Passed]:
+    """Return what socket units passed to us, in their order; sd_listen_fds_with_names(3). Further calls return none.
+
+    Raises UsageError for what is no listening stream socket, naming it and the remedy.
+    """
     count = int(os.environ.pop("LISTEN_FDS", None) or 0)
     is_ours = os.environ.pop("LISTEN_PID", None) == str(os.getpid())
-    os.environ.pop("LISTEN_FDNAMES", None)
-    sockets = []
-    for fd in range(FIRST_PASSED_FD, FIRST_PASSED_FD + count if is_ours else 0):
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")  # one for each, unless it was not systemd that set them
+    os.environ.pop("LISTEN_PIDFDID", None)  # systemd 258: whom they are meant for, once more
+    fds = range(FIRST_PASSED_FD, FIRST_PASSED_FD + count if is_ours else 0)
+    for fd in fds:
         os.set_inheritable(fd, False)
-        passed = socket.socket(fileno=fd)
-        passed.setblocking(False)
-        sockets.append(passed)
-    return sockets
+    return [_passed(fd, name or UNNAMED) for fd, name in zip(fds, chain(names, repeat("")))]  # noqa: B905
+
+
+def _passed(fd: int, name: str) -> Passed:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise UsageError(f"{_what(fd, name)} is no socket; {LISTEN_STREAM}")
+    passed = socket.socket(fileno=fd)
+    if passed.type != socket.SOCK_STREAM or passed.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        passed.close()
+        raise UsageError(f"{_what(fd, name)} is no TCP or UNIX stream socket; {LISTEN_STREAM}")
+    if not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        passed.close()
+        raise UsageError(f"{_what(fd, name)} does not listen; {LISTEN_STREAM}, and Accept=no")
+    passed.setblocking(False)
+    return Passed(name, passed)
+
+
+def _what(fd: int, name: str) -> str:
+    return f"what a socket unit passes as file descriptor {fd} (FileDescriptorName={name})"
+
+
+def listen_sockets() -> list[socket.socket]:
+    """Return the sockets of `passed_sockets` alone."""
+    return [passed.socket for passed in passed_sockets()]
 
 
 def runtime_path(instance: str) -> Path:

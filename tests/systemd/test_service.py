@@ -82,31 +82,101 @@ def test_no_child_inherits_the_notification_socket(
 
 RECEIVE = """
 import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="http", LISTEN_PID=sys.argv[2] or str(os.getpid()))
-from llamaswapd.systemd.service import listen_sockets
-first, second = listen_sockets(), listen_sockets()
-print([(s.getsockname()[1], s.gettimeout(), s.get_inheritable()) for s in first], second)
-print(sorted(name for name in os.environ if name.startswith("LISTEN_")))
+pid, names, *fds = sys.argv[1:]
+for place, fd in enumerate(fds, 100):
+    os.dup2(int(fd), place)
+for place in range(len(fds)):
+    os.dup2(100 + place, 3 + place)
+os.environ.update(LISTEN_FDS=str(len(fds)), LISTEN_PID=pid or str(os.getpid()), LISTEN_PIDFDID="1")
+if names != "-":
+    os.environ["LISTEN_FDNAMES"] = names
+from llamaswapd.errors import UsageError
+from llamaswapd.systemd.service import passed_sockets, listen_sockets
+try:
+    first, second = passed_sockets(), listen_sockets()
+    for name, s in first:
+        print(name, repr(s.getsockname()), s.gettimeout(), s.get_inheritable())
+    print(second, sorted(name for name in os.environ if name.startswith("LISTEN_")))
+except UsageError as error:
+    print(error)
 """
 
 
-def receive(pid: str = "") -> tuple[int, list[str]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        argv = [sys.executable, "-c", RECEIVE, str(listener.fileno()), pid]
-        done = subprocess.run(argv, pass_fds=[listener.fileno()], capture_output=True, text=True, check=True)
-        return listener.getsockname()[1], done.stdout.splitlines()
+def receive(*passed: socket.socket | int, names: str = "-", pid: str = "") -> list[str]:
+    """Return what a process says to which these are passed."""
+    fds = [each if isinstance(each, int) else each.fileno() for each in passed]
+    argv = [sys.executable, "-c", RECEIVE, pid, names, *map(str, fds)]
+    return subprocess.run(argv, pass_fds=fds, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_a_passed_socket_is_taken_once_and_not_passed_on() -> None:
-    port, (sockets, environment) = receive()
-    assert sockets == f"[({port}, 0.0, False)] []"
-    assert environment == "[]"
+@pytest.fixture
+def listeners(tmp_path: Path) -> Iterator[list[socket.socket]]:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+        socket.socket(socket.AF_UNIX) as third,
+    ):
+        third.bind(str(tmp_path / "sock"))
+        third.listen()
+        yield [first, second, third]
 
 
-def test_sockets_passed_to_another_process_are_left_alone() -> None:
-    _, (sockets, _) = receive(pid="1")
-    assert sockets == "[] []"
+def test_passed_sockets_are_taken_once_in_their_order_and_not_passed_on(listeners: list[socket.socket]) -> None:
+    *said, rest = receive(*listeners, names="http:https:local")
+    assert said == [
+        f"{name} {each.getsockname()!r} 0.0 False"
+        for name, each in zip(("http", "https", "local"), listeners, strict=True)
+    ]
+    assert rest == "[] []"
+
+
+@pytest.mark.parametrize(
+    ("names", "understood"),
+    [
+        ("-", ["unknown"] * 3),
+        ("", ["unknown"] * 3),
+        ("http", ["http", "unknown", "unknown"]),
+        ("a:b:c:d", ["a", "b", "c"]),
+        ("a::c", ["a", "unknown", "c"]),
+    ],
+)
+def test_names_may_be_missing_or_too_many(names: str, understood: list[str], listeners: list[socket.socket]) -> None:
+    assert [line.split()[0] for line in receive(*listeners, names=names)[:-1]] == understood
+
+
+def test_sockets_passed_to_another_process_are_left_alone(listeners: list[socket.socket]) -> None:
+    assert receive(*listeners, pid="1", names="a:b:c") == ["[] []"]
+
+
+def test_what_does_not_listen_for_streams_is_named_with_the_remedy(listeners: list[socket.socket]) -> None:
+    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, ours, theirs:
+        wrong: list[tuple[socket.socket | int, str]] = [
+            (reader, "is no socket; use ListenStream= in the socket unit"),
+            (datagrams, "is no TCP or UNIX stream socket; use ListenStream= in the socket unit"),
+            (ours, "does not listen; use ListenStream= in the socket unit, and Accept=no"),
+        ]
+        for passed, why in wrong:
+            said = receive(listeners[0], passed, names="http:odd")
+            assert said == [f"what a socket unit passes as file descriptor 4 (FileDescriptorName=odd) {why}"]
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("name", "has_certificate", "speaks_tls"),
+    [("http", True, False), ("http", False, False), ("https", True, True), ("x", True, True), ("x", False, False)],
+)
+def test_a_sockets_name_says_whether_tls_is_spoken(name: str, has_certificate: bool, speaks_tls: bool) -> None:
+    with socket.socket() as any_socket:
+        passed = service.Passed(name, any_socket)
+        assert passed.speaks_tls(has_certificate=has_certificate) == speaks_tls
+
+
+def test_a_socket_for_https_needs_a_certificate() -> None:
+    with socket.socket() as any_socket, pytest.raises(UsageError, match="give -tls-cert-file"):
+        service.Passed("https", any_socket).speaks_tls(has_certificate=False)
 
 
 def test_the_runtime_directory_is_per_instance_private_and_removed_again(
