@@ -1,7 +1,7 @@
 // The models: how they are, what they use, and what can be done with them.
 
 import { $, bytes, el, fill, gathered, keyed, notice, number, span, write } from "./dom.js";
-import { call, get, on, words } from "./live.js";
+import { call, get, on } from "./live.js";
 
 let models = []; // as `modelStatus` has them
 let selectors = []; // rows of /v1/models
@@ -95,20 +95,14 @@ async function lookForProfiles() {
 
 // ---- what it is asked to do
 
-/** Load a model by asking its server for its first page; who gives up aborts that. */
+/** Load a model; who gives up aborts that. */
 async function load(id) {
   const giveUp = new AbortController();
   loads.set(id, giveUp);
   failures.delete(id);
   draw();
   try {
-    const path = `/upstream/${encodeURIComponent(id)}/?_=${Date.now()}`;
-    const response = await fetch(path, { signal: giveUp.signal, headers: { Accept: "application/json" } });
-    if (response.ok) response.body?.cancel();
-    else {
-      const text = await response.text(); // of a server that has no such page: it runs, that is enough
-      if (text.includes('"src":"llama-swap"')) failures.set(id, words(text));
-    }
+    await call(`/api/models/load/${encodeURIComponent(id)}`, { method: "POST", signal: giveUp.signal });
   } catch (error) {
     if (!giveUp.signal.aborted) failures.set(id, String(error.message));
   }
