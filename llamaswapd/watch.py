@@ -38,7 +38,7 @@ from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 0.1  # a deployment writes several files, and an editor does several things to one
-FORGOTTEN_AFTER_S = 30.0  # a file that looks unfinished for so long, and unchanged, was changed behind inotify's back
+PATIENCE_S = 30.0  # a file that looks unfinished for so long, and unchanged, was changed behind inotify's back
 
 # Where the kernel keeps the limit that each error of inotify_add_watch(2) and inotify_init(2) stands for.
 _LIMITS = {errno.ENOSPC: "fs.inotify.max_user_watches", errno.EMFILE: "fs.inotify.max_user_instances"}
@@ -77,12 +77,16 @@ class Watcher:
 
     `paths` returns the files, and the directories in which files may come and go. It is asked in another thread, after
     each event, and may block but not raise. `changed` is called in the event loop's thread, when nothing has happened
-    for SETTLED_AFTER_S and no file is half written. A file that has gone is no reason to call it; when it comes back,
-    that is. Where the kernel's limits do not allow to watch something, a warning says so.
+    for SETTLED_AFTER_S and no file is half written, or nobody has gone on with it for `patience_s`. A file that has
+    gone is no reason to call it; when it comes back, that is. Where the kernel's limits do not allow to watch
+    something, a warning says so.
     """
 
-    def __init__(self, paths: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, paths: Callable[[], Iterable[Path]], changed: Callable[[], None], patience_s: float = PATIENCE_S
+    ) -> None:
         self._paths = paths
+        self._patience_s = patience_s
         self._changed = changed
         self._inotify = _Inotify(self._notice_from_thread)
         self._happened = asyncio.Event()
@@ -119,7 +123,7 @@ class Watcher:
     async def _something_happened(self) -> bool:
         """Wait for it, and until it is over; False if the time is over that unfinished files are waited for."""
         try:
-            async with asyncio.timeout(FORGOTTEN_AFTER_S if self._held else None):
+            async with asyncio.timeout(self._patience_s if self._held else None):
                 await self._happened.wait()
         except TimeoutError:
             return False

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from watchdog.utils import BaseThread
 
 from llamaswapd import watch
 from llamaswapd.watch import Watcher
@@ -39,18 +40,17 @@ class Reports:
 
 
 @asynccontextmanager
-async def watching(*paths: Path) -> AsyncIterator[Reports]:
-    async with watching_all(lambda: paths) as reports:
+async def watching(*paths: Path, patience_s: float = 3600) -> AsyncIterator[Reports]:
+    async with watching_all(lambda: paths, patience_s) as reports:
         yield reports
 
 
 @asynccontextmanager
-async def watching_all(paths: Callable[[], Iterable[Path]]) -> AsyncIterator[Reports]:
+async def watching_all(paths: Callable[[], Iterable[Path]], patience_s: float = 3600) -> AsyncIterator[Reports]:
     reports = Reports()
-    before = set(threading.enumerate())
-    async with Watcher(paths, reports):
+    async with Watcher(paths, reports, patience_s):
         yield reports
-    assert {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")} <= before
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, BaseThread)]
     assert reports.threads <= {threading.current_thread()}
 
 
@@ -241,12 +241,9 @@ async def test_a_file_that_was_open_at_the_start_is_reported_when_it_is_closed(f
             await reports.one()
 
 
-async def test_a_file_that_nobody_closes_is_waited_for_only_so_long(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "FORGOTTEN_AFTER_S", 0.01)
+async def test_a_file_that_nobody_closes_is_waited_for_only_so_long(file: Path) -> None:
     other = file.with_name("d.yaml")
-    async with watching(file, other) as reports:
+    async with watching(file, other, patience_s=0.01) as reports:
         os.utime(file, (1, 1))
         other.write_text("another")
         await reports.one()
