@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Condition:
-    """What is wrong at the moment, each as a sentence that names the remedy, "" where all is well. Told by the daemon."""
+    """What is wrong at the moment, each as a sentence, "" where all is well. The daemon tells it."""
 
     config_error: str = ""  # the last reload failed; the configuration before it is in use
     bus_error: str = ""  # systemd cannot be reached: models that run are served, none can be started

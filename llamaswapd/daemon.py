@@ -1,7 +1,8 @@
 """The composition root: build everything, start it in order, stop it in reverse.
 
-Start: configuration, log, listening sockets, instance lock, systemd, leftovers, HTTP, READY=1, preload. The sockets are
-bound early, so that a taken address is found before anything is touched.
+Start: configuration, log, listening sockets, instance lock, systemd, what runs already, HTTP, READY=1, preload. The
+sockets are bound early, so that a taken address is found before anything is touched. Stop: no new connections, requests
+in flight, then the models, or, if systemd is to start us again, their names for the next daemon.
 """
 
 from __future__ import annotations
@@ -14,33 +15,45 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llamaswapd import loop
 from llamaswapd.activity.activity import Activity
+from llamaswapd.condition import Condition
 from llamaswapd.config.load import Loaded, load, sources
 from llamaswapd.config.schema import Config
+from llamaswapd.core.lifecycle import State
 from llamaswapd.engine import Engine
 from llamaswapd.errors import BusLost, ConfigError, UsageError
 from llamaswapd.http.app import FrontEnd
 from llamaswapd.http.metrics import Durations
+from llamaswapd.http.server import Listener
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
 from llamaswapd.observe import LineFormat, Observer
+from llamaswapd.state import State as Memory
+from llamaswapd.state import StateFile
 from llamaswapd.systemd import service
 from llamaswapd.systemd.connect import Wanted, connect
+from llamaswapd.systemd.keeper import Keeper
+from llamaswapd.systemd.own_unit import own_job
 from llamaswapd.systemd.unit import check_instance
+from llamaswapd.watch import Watcher
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_BUDGET_S = 30.0  # for requests in flight and the models' grace together (llama-swap)
-LEAST_GRACE_S = 0.001
-FORCED_EXIT_AFTER_S = 35.0
-WATCH_EVERY_S = 2.0
+LEAST_GRACE_S = 0.001  # for models whose time to stop the requests in flight have used up (llama-swap)
+FORCED_EXIT_AFTER_S = 5.0  # beyond `drainTimeout`
+STATUS_PAUSE_S = 0.2  # between lines for systemctl status
+QUEUE_LOOK_S = 1.0  # how often the queue is looked at for them
+MEMORY_PAUSE_S = 0.1  # between writes of what the next daemon should know
+USE_LOOK_S = 5.0  # how old that may become while models are used
 BACKLOG = 4096
+RESTARTS = ("restart", "try-restart")  # jobs of systemd after which we are started again, org.freedesktop.systemd1(5)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -56,11 +69,9 @@ class Options:
     manager: Wanted | None
     instance: str
 
-    def load(self, observer: Observer) -> Config:
-        """Read the configuration, set up the log as it says, log its warnings; raises ConfigError."""
-        loaded = load(self.files, self.config_dir)
-        self.heed(loaded, observer)
-        return loaded.config
+    def read(self, ports: Mapping[str, int] = MappingProxyType({})) -> Loaded:
+        """Read the configuration; models in `ports` keep these. Raises ConfigError."""
+        return load(self.files, self.config_dir, ports=ports)
 
     @staticmethod
     def heed(loaded: Loaded, observer: Observer) -> None:
@@ -69,30 +80,29 @@ class Options:
         for warning in loaded.warnings:
             log.warning("%s", warning)
 
-    def file_times(self) -> dict[Path, tuple[int, int]]:
-        """Return when each file of the configuration was last changed, and its size; without those that are gone."""
-        times = {}
-        with contextlib.suppress(ConfigError):  # the directory has gone, or holds no file: it may come back
-            for path in sources(self.files, self.config_dir):
-                with contextlib.suppress(OSError):
-                    stat = path.stat()
-                    times[path] = (stat.st_mtime_ns, stat.st_size)
-        return times
+    def watched(self) -> list[Path]:
+        """Return the files of the configuration, and the directory in which more may appear."""
+        try:
+            found = sources(self.files, self.config_dir)
+        except ConfigError:  # the directory has gone, or holds no file: it may come back
+            found = [*self.files]
+        return [*found, *([self.config_dir] if self.config_dir else [])]
 
 
 async def run(options: Options) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     if options.instance:
         check_instance(options.instance)
-    observer = Observer()
-    config = options.load(observer)
+    observer, condition = Observer(), Condition()
+    loaded = options.read()
+    options.heed(loaded, observer)
+    config = loaded.config
     activity, durations = Activity(config, observer.events), Durations()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(ended_by_signals())
-        listeners = service.listen_sockets() or bind(options.listen)
+        listeners = listen(options)
         for listener in listeners:
-            stack.callback(listener.close)
-        tls = tls_context(options.tls)
+            stack.callback(listener.socket.close)
         await activity.open()
         stack.push_async_callback(activity.close)
         notify = service.Notifier()
@@ -102,12 +112,19 @@ async def run(options: Options) -> int:
         backend = await stack.enter_async_context(
             connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
         )
+        memory = StateFile(service.state_path(options.instance, runtime_dir))
+        keeper = Keeper(backend.manager, options.instance, runtime_dir, memory.path)
+        stack.callback(keeper.let_go)
+        await keeper.arm()
+        found = await backend.find()
+        if ports := {each.model_id: each.port for each in found if each.port is not None}:
+            config = options.read(ports).config
         engine = Engine(config, backend, durations)
-        daemon = Daemon(options, engine, observer, activity, durations, notify)
-        backend.manager.on_lost = daemon.lose_bus
-        for unit in await backend.clear():
-            log.warning("stopped %s, left over from an earlier run", unit)
-        await daemon.run(listeners, tls)
+        engine.adopt(found, await asyncio.to_thread(memory.read))
+        daemon = Daemon(options, engine, observer, activity, durations, notify, condition, memory, keeper)
+        backend.manager.on_connection = daemon.note_bus
+        backend.manager.on_dead = daemon.lose_systemd
+        await daemon.run(listeners)
     return 0
 
 
@@ -122,31 +139,44 @@ class Daemon:
         activity: Activity,
         durations: Durations,
         notify: service.Notifier,
+        condition: Condition,
+        memory: StateFile,
+        keeper: Keeper,
     ) -> None:
         self._options = options
         self._engine = engine
         self._activity = activity
+        self._condition = condition
         self._hardware = Hardware()
         self._performance = Performance(engine.config.performance)
-        self._front = FrontEnd(engine, observer, activity, durations, self._hardware, self._performance)
+        self._front = FrontEnd(engine, observer, activity, durations, self._hardware, self._performance, condition)
         self._observer = observer
         self._notify = notify
+        self._memory = memory
+        self._keeper = keeper
         self._reload_wanted = asyncio.Event()
         self._preloading = asyncio.Event()
+        self._has_changed = asyncio.Event()  # what systemctl status says
+        self._must_remember = asyncio.Event()
         self._stop = asyncio.Event()
-        self._bus_lost = False
+        self._systemd_is_lost = False
+        self._written: Memory | None = None
 
-    async def run(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
-        """Serve until a signal comes, then let requests end, then stop the models."""
+    async def run(self, listeners: Sequence[Listener]) -> None:
+        """Serve until a signal comes, then let requests end, then stop the models or leave them to the next daemon."""
         signals = asyncio.get_running_loop().add_signal_handler
         for number in STOP_SIGNALS:
             signals(number, self._stop.set)
         signals(signal.SIGHUP, self._reload)
-        await self._front.start(listeners, tls)
-        self._announce(listeners, "https" if tls else "http")
+        self._engine.on_change(self._has_changed.set)
+        self._engine.on_change(self._must_remember.set)
+        await self._front.start(listeners)
+        announce(listeners)
         loop.settle_memory()
         self._notify.ready()
         async with background(
+            status=self._tell_status(),
+            remember=self._remember(),
             preload=self._preload(),
             watchdog=self._feed_watchdog(),
             watch_config=self._watch_config(),
@@ -160,21 +190,43 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         now = asyncio.get_running_loop().time
-        deadline = now() + SHUTDOWN_BUDGET_S
-        forced = asyncio.get_running_loop().call_later(FORCED_EXIT_AFTER_S, os._exit, 1)
+        limit_s = self._engine.config.drain_timeout
+        deadline = now() + limit_s
+        forced = asyncio.get_running_loop().call_later(limit_s + FORCED_EXIT_AFTER_S, os._exit, 1)
         log.info("stopping: no new connections, waiting for requests in flight")
+        self._condition.is_draining = True
         self._notify.stopping()
-        self._front.stop_accepting()
-        self._front.close_streams()
+        self._notify.status(self._status_line())
+        self._front.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._front.drained()
-        await self._engine.close(max(deadline - now(), LEAST_GRACE_S))
+        if await self._is_to_keep_models():
+            await self._leave_models()
+        else:
+            await self._engine.close(max(deadline - now(), LEAST_GRACE_S))
+            await self._keeper.disarm()
+            await self._write_memory()
+            if not service.has_state_directory():
+                await asyncio.to_thread(self._memory.remove)
         await self._front.close()
         forced.cancel()
-        if self._bus_lost:
-            raise BusLost("the connection to systemd's bus was lost; start llamaswapd again")
+        if self._systemd_is_lost:
+            raise BusLost("systemd is gone; start llamaswapd again")
         log.info("stopped")
+
+    async def _is_to_keep_models(self) -> bool:
+        """Tell whether models outlive this daemon: `onStop` says so, or systemd, if it is to start us again."""
+        wanted = self._engine.config.on_stop
+        if wanted != "auto":
+            return wanted == "keep"
+        return await own_job() in RESTARTS
+
+    async def _leave_models(self) -> None:
+        log.info("models stay, for the next llamaswapd")
+        self._front.cut("llamaswapd is being restarted")
+        await self._write_memory()
+        await self._engine.keep()
 
     # ---- what goes on beside the requests
 
@@ -184,7 +236,53 @@ class Daemon:
         while True:
             await self._preloading.wait()
             self._preloading.clear()
-            await self._engine.preload(self._engine.config.hooks.on_startup.preload)
+            await self._engine.preload(self._engine.config.hooks.on_startup.preload, spare_running=True)
+
+    async def _tell_status(self) -> None:
+        """Keep the line in `systemctl status` up to date."""
+        told = ""
+        while True:
+            self._has_changed.clear()
+            line = self._status_line()
+            if line != told:
+                self._notify.status(line)
+                told = line
+            await asyncio.sleep(STATUS_PAUSE_S)
+            is_busy = any(status.waiting for status in self._engine.statuses())
+            with contextlib.suppress(TimeoutError):  # nobody tells of the queue
+                async with asyncio.timeout(QUEUE_LOOK_S if is_busy else None):
+                    await self._has_changed.wait()
+
+    def _status_line(self) -> str:
+        statuses = self._engine.statuses()
+        states = [status.state for status in statuses]
+        waiting = sum(status.waiting for status in statuses)
+        return self._condition.status_line(states.count(State.READY), states.count(State.STARTING), waiting)
+
+    async def _remember(self) -> None:
+        """Write down what the next daemon should know, soon after it has changed."""
+        while True:
+            self._must_remember.clear()
+            await self._write_memory()
+            await asyncio.sleep(MEMORY_PAUSE_S)
+            with contextlib.suppress(TimeoutError):  # nobody tells of requests
+                async with asyncio.timeout(USE_LOOK_S if self._engine.memory().models else None):
+                    await self._must_remember.wait()
+
+    async def _write_memory(self) -> None:
+        memory = self._engine.memory()
+        if memory == self._written and not self._condition.state_error:
+            return
+        try:
+            await asyncio.to_thread(self._memory.write, memory)
+        except OSError as error:
+            trouble = f"cannot write {self._memory.path}: {error.strerror}; idle times will count anew after a restart"
+        else:
+            trouble, self._written = "", memory
+        if trouble != self._condition.state_error:
+            log.warning("%s", trouble or f"{self._memory.path} can be written again")
+            self._condition.state_error = trouble
+            self._has_changed.set()
 
     async def _feed_watchdog(self) -> None:
         while self._notify.watchdog_interval_s:
@@ -199,16 +297,9 @@ class Daemon:
                     print(line, flush=True)
 
     async def _watch_config(self) -> None:
-        """Reload when a file changed, came or went. Looking is what works for bind mounts and symlinks alike."""
-        if not self._options.watch_config:
-            return
-        seen = await asyncio.to_thread(self._options.file_times)
-        while True:
-            await asyncio.sleep(WATCH_EVERY_S)
-            now = await asyncio.to_thread(self._options.file_times)
-            if now != seen and len(now) >= len(seen):  # a vanished file does not count, its return does
-                self._reload()
-            seen = now
+        if self._options.watch_config:
+            async with Watcher(self._options.watched, self._reload):
+                await asyncio.Event().wait()
 
     def _reload(self) -> None:
         """Ask for a reload; one that is asked for while another is under way follows it."""
@@ -231,34 +322,36 @@ class Daemon:
         """Go on with the configuration as it is now; if it is wrong, with the one there was."""
         log.info("reloading configuration")
         try:
-            loaded = await asyncio.to_thread(load, self._options.files, self._options.config_dir)
+            loaded = await asyncio.to_thread(self._options.read, self._engine.ports)
             await self._activity.reconfigure(loaded.config)
         except ConfigError as error:
             log.error("failed to reload config: %s", error)
+            self._condition.config_error = f"still running on the configuration before, the new one is refused: {error}"
+            self._has_changed.set()
             return False
         self._options.heed(loaded, self._observer)
         self._performance.reconfigure(loaded.config.performance)
         self._front.reconfigure(loaded.config)
         self._engine.reconfigure(loaded.config)
+        self._condition.config_error = ""
+        self._has_changed.set()
         log.info("configuration reloaded")
         return True
 
-    def lose_bus(self) -> None:
-        """Stop: without the bus no model can be started, stopped or watched."""
-        log.error("lost the connection to systemd's bus; stopping")
-        self._bus_lost = True
-        self._stop.set()
+    def note_bus(self, trouble: str) -> None:
+        """systemd can no longer be reached, or, with "", it can again."""
+        if trouble:
+            log.error("%s; models that run are served, none can be started or stopped until it is back", trouble)
+        else:
+            log.warning("systemd can be reached again")
+        self._condition.bus_error = f"{trouble}; no model can be started or stopped until it is back" if trouble else ""
+        self._has_changed.set()
 
-    def _announce(self, listeners: Sequence[socket.socket], scheme: str) -> None:
-        for listener in listeners:
-            name = listener.getsockname()
-            if not isinstance(name, tuple):
-                log.info("llama-swap listening on %s", name)
-                continue
-            host, port = name[:2]
-            log.info("llama-swap listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
-            if not host.startswith("127.") and host != "::1":
-                log.info("it can be reached from other machines; use -listen 127.0.0.1:%d if it should not be", port)
+    def lose_systemd(self) -> None:
+        """Stop: the systemd that runs the models has gone for good."""
+        log.error("the systemd that runs the models is gone; stopping")
+        self._systemd_is_lost = True
+        self._stop.set()
 
 
 @contextlib.contextmanager
@@ -308,6 +401,31 @@ def set_up_log(config: Config, observer: Observer) -> None:
     for handler in handlers:
         handler.setFormatter(LineFormat(config.log_time_format))
         root.addHandler(handler)
+
+
+def listen(options: Options) -> list[Listener]:
+    """Return the sockets to listen on: those that a socket unit passed to us, else the `-listen` address, bound.
+
+    What each of them speaks is a matter of its name, see `Passed.speaks_tls`.
+    """
+    tls = tls_context(options.tls)
+    passed = [
+        Listener(each.socket, tls if each.speaks_tls(has_certificate=tls is not None) else None)
+        for each in service.passed_sockets()
+    ]
+    return passed or [Listener(bound, tls) for bound in bind(options.listen)]
+
+
+def announce(listeners: Iterable[Listener]) -> None:
+    for listener in listeners:
+        name, scheme = listener.socket.getsockname(), "https" if listener.tls else "http"
+        if not isinstance(name, tuple):
+            log.info("llama-swap listening on %s", os.fsdecode(name))
+            continue
+        host, port = name[:2]
+        log.info("llama-swap listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
+        if not host.startswith("127.") and host != "::1":
+            log.info("it can be reached from other machines; use -listen 127.0.0.1:%d if it should not be", port)
 
 
 def bind(address: str) -> list[socket.socket]:

@@ -1,26 +1,33 @@
-"""Models on demand, on a backend whose units do what the test says.
-
-No model is probed: one is ready when it has started, or when it says so in its log.
-"""
+"""Models on demand, on a backend whose units do what the test says."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
+from engine_support import (
+    GRACE_S,
+    Unit,
+    counts,
+    load,
+    model,
+    running,
+    slow,
+    swapping,
+    together,
+    until,
+    until_gone,
+)
 
-from llamaswapd import engine as engine_module
 from llamaswapd.config.schema import (
     COMFYUI_ID,
     Config,
     Fifo,
-    Group,
     Matrix,
     ModelConfig,
     Profile,
@@ -31,7 +38,9 @@ from llamaswapd.config.schema import (
 )
 from llamaswapd.core.lifecycle import State
 from llamaswapd.core.scheduler import ABORT_GRACE_S
-from llamaswapd.engine import FAILED_START_GRACE_S, Engine
+from llamaswapd.engine import Engine, run
+from llamaswapd.engine.engine import FAILED_START_GRACE_S
+from llamaswapd.engine.run import LOADS_KEPT
 from llamaswapd.errors import (
     BusLost,
     ProfileNotFound,
@@ -43,144 +52,6 @@ from llamaswapd.errors import (
     UnknownModel,
     Unloaded,
 )
-
-GRACE_S = 7  # every model's unloadTimeout
-
-
-class Unit:
-    """Ends when told to; a stop lasts while it may not go."""
-
-    pid = 4711
-
-    def __init__(self, backend: Backend, model: ModelConfig) -> None:
-        self.model = model
-        self.name = f"llamaswapd-model-{model.id}.service"
-        self.ended: asyncio.Future[UnitResult] = asyncio.get_running_loop().create_future()
-        self.notified = asyncio.Event()
-        self.is_up = asyncio.Event()
-        self.graces: asyncio.Queue[float] = asyncio.Queue()  # of the stops that were asked for
-        self.may_go = asyncio.Event()
-        self.may_go.set()
-        self.heeds_below_s = 0.0  # a stop with less grace than this makes it go
-        self.stop_error: Exception | None = None
-        self._backend = backend
-
-    def end(self, result: UnitResult) -> None:
-        self.pid = 0
-        self.ended.set_result(result)
-
-    async def stop(self, grace_s: float) -> None:
-        self.graces.put_nowait(grace_s)
-        if grace_s < self.heeds_below_s:
-            self.may_go.set()
-        await self.may_go.wait()
-        if self.stop_error is not None:
-            raise self.stop_error
-        if not self.ended.done():
-            self.end(UnitResult())
-        self._backend.running.discard(self.model.id)
-
-    async def stranger(self, port: int) -> str | None:
-        return None
-
-    async def last_lines(self, count: int) -> list[str]:
-        return ["last words"]
-
-    async def wait_for_line(self, pattern: re.Pattern[str]) -> str:
-        await self.is_up.wait()
-        return "up"
-
-
-class Backend:
-    """Starts units at once, unless a model is held, or is to fail."""
-
-    def __init__(self) -> None:
-        self.asked: asyncio.Queue[str] = asyncio.Queue()
-        self.units: asyncio.Queue[Unit] = asyncio.Queue()
-        self.all_units: list[Unit] = []
-        self.running: set[str] = set()
-        self.held: set[str] = set()
-        self.cancelled: list[str] = []
-        self.failures: dict[str, Exception] = {}
-
-    async def start(self, model: ModelConfig) -> Unit:
-        assert model.id not in self.running, "never started twice"
-        self.asked.put_nowait(model.id)
-        if model.id in self.held:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                self.cancelled.append(model.id)
-                raise
-        if model.id in self.failures:
-            raise self.failures[model.id]
-        unit = Unit(self, model)
-        self.running.add(model.id)
-        self.all_units.append(unit)
-        self.units.put_nowait(unit)
-        return unit
-
-    async def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
-        yield "a", f"{models} {history_bytes}"
-
-
-def model(model_id: str, **settings: Any) -> ModelConfig:
-    """A model that is ready once it has been started."""
-    defaults = {"id": model_id, "proxy": "http://127.0.0.1:9", "check_endpoint": "none", "ttl": 0}
-    return ModelConfig(**defaults | {"unload_timeout": GRACE_S} | settings)
-
-
-def slow(model_id: str, **settings: Any) -> ModelConfig:
-    """A model that is ready once its unit `is_up`."""
-    return model(model_id, ready_log="up", **settings)
-
-
-def swapping(*models: ModelConfig, **settings: Any) -> Config:
-    """All models make room for each other."""
-    return Config(models={each.id: each for each in models}, **settings)
-
-
-def together(*models: ModelConfig, **settings: Any) -> Config:
-    """All models run beside each other."""
-    group = Group(swap=False, members=tuple(each.id for each in models))
-    return swapping(*models, groups={"all": group}, **settings)
-
-
-@asynccontextmanager
-async def running(config: Config) -> AsyncIterator[tuple[Engine, Backend]]:
-    """An engine of which, when it is closed, nothing may be left: no unit, no request."""
-    backend = Backend()
-    engine = Engine(config, backend)
-    try:
-        async with asyncio.timeout(20):
-            yield engine, backend
-    finally:
-        for unit in backend.all_units:
-            unit.may_go.set()
-        await engine.close(0)
-    assert backend.running == set()
-    for status in engine.statuses():
-        assert (status.state, status.unit, status.pid) == (State.STOPPED, "", 0)
-        assert (status.in_flight, status.waiting) == (0, 0)
-
-
-async def load(engine: Engine, model_id: str) -> None:
-    with engine.lease(model_id) as lease:
-        await lease.granted()
-
-
-async def until(engine: Engine, model_id: str, state: State) -> None:
-    changed = asyncio.Event()
-    engine.on_change(changed.set)
-    while engine.status(model_id).state is not state:
-        changed.clear()
-        await changed.wait()
-
-
-def counts(engine: Engine, model_id: str) -> tuple[int, int]:
-    status = engine.status(model_id)
-    return status.in_flight, status.waiting
-
 
 # ---- leases
 
@@ -428,7 +299,7 @@ async def test_the_cause_of_a_cut_by_an_unload_is_the_unload() -> None:
 
 
 async def test_a_model_that_lives_is_no_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "EXPLAIN_WITHIN_S", 0.01)
+    monkeypatch.setattr(run, "EXPLAIN_WITHIN_S", 0.01)
     async with running(swapping(model("a"))) as (engine, backend):
         with engine.lease("a") as lease:
             assert await lease.cause() is None
@@ -720,7 +591,7 @@ async def test_models_that_changed_are_stopped_and_start_as_they_are_now_defined
         old = await backend.units.get()
         old.may_go.clear()
         engine.reconfigure(swapping(model("a", cmd="new", unload_timeout=3)))
-        assert await old.graces.get() == GRACE_S
+        assert await old.graces.get() == 3
         client = asyncio.create_task(load(engine, "a"))
         await asyncio.sleep(0)
         assert backend.units.empty()
@@ -729,24 +600,67 @@ async def test_models_that_changed_are_stopped_and_start_as_they_are_now_defined
         assert (await backend.units.get()).model.cmd == "new"
 
 
-async def test_whoever_waits_for_a_model_that_changes_is_refused() -> None:
-    async with running(swapping(slow("a", cmd="old"))) as (engine, _):
+async def test_a_model_that_changed_serves_the_requests_it_has_and_the_others_wait_for_its_successor() -> None:
+    async with running(swapping(model("a", cmd="old"))) as (engine, backend):
+        with engine.lease("a") as first:
+            await first.granted()
+            old = await backend.units.get()
+            engine.reconfigure(swapping(model("a", cmd="new")))
+            assert engine.lease_now(engine.config.models["a"]) is None
+            client = asyncio.create_task(load(engine, "a"))
+            await asyncio.sleep(0)
+            assert (counts(engine, "a"), old.graces.qsize()) == ((1, 1), 0)
+            assert first.model.cmd == "old"
+        await client
+        assert old.graces.qsize() == 1
+        assert (await backend.units.get()).model.cmd == "new"
+
+
+async def test_a_lease_that_waited_is_on_the_model_as_it_is_defined_when_it_is_granted() -> None:
+    async with running(swapping(slow("a", cmd="old"))) as (engine, backend):
         with engine.lease("a") as lease:
+            await backend.units.get()
             engine.reconfigure(swapping(slow("a", cmd="new")))
-            with pytest.raises(Unloaded):
-                await lease.granted()
+            (await backend.units.get()).is_up.set()
+            await lease.granted()
+            assert lease.model.cmd == "new"
 
 
-async def test_models_that_are_removed_are_stopped_and_no_longer_listed() -> None:
+async def test_what_is_not_of_the_unit_changes_while_it_runs() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        await load(engine, "a")
+        engine.reconfigure(swapping(model("a", ttl=1000)))
+        with engine.lease("a") as lease:
+            assert lease.model.ttl == 1000
+        assert engine.status("a").idle_unload_in_s is not None
+        engine.reconfigure(swapping(model("a", ttl=0)))
+        assert engine.status("a").idle_unload_in_s is None
+        assert backend.units.qsize() == 1
+
+
+async def test_whoever_waits_for_a_model_that_changes_gets_its_successor() -> None:
+    async with running(swapping(slow("a", cmd="old"))) as (engine, backend):
+        client = asyncio.create_task(load(engine, "a"))
+        old = await backend.units.get()
+        engine.reconfigure(swapping(slow("a", cmd="new")))
+        (await backend.units.get()).is_up.set()
+        await client
+        assert old.graces.qsize() == 1
+
+
+async def test_models_that_are_removed_serve_the_requests_they_have_and_are_listed_as_long() -> None:
     async with running(together(model("a"), model("b"))) as (engine, backend):
         with engine.lease("a") as lease:
             await lease.granted()
             unit = await backend.units.get()
             engine.reconfigure(together(model("b")))
-            assert [status.model.id for status in engine.statuses()] == ["b"]
+            assert [status.model.id for status in engine.statuses()] == ["a", "b"]
             with pytest.raises(KeyError):
                 engine.lease("a")
-            assert await unit.graces.get() == GRACE_S
+            assert unit.graces.empty()
+        assert await unit.graces.get() == GRACE_S
+        await until_gone(engine, "a")
+        assert [status.model.id for status in engine.statuses()] == ["b"]
         await load(engine, "b")
         assert backend.running == {"b"}
 
@@ -885,11 +799,11 @@ async def test_the_next_load_is_expected_to_take_what_the_last_few_took() -> Non
     async with running(swapping(model("a"), model("b"))) as (engine, _):
         assert engine.expected_load_s("a") is None
         told = engine.observer = Told()
-        for _ in range(engine_module.LOADS_KEPT + 2):
+        for _ in range(LOADS_KEPT + 2):
             await load(engine, "a")
             await engine.unload()
         loads = [seconds for event, seconds in zip(told.events, told.seconds, strict=True) if event[0] == "load"]
-        expected = sorted(loads[2:])[engine_module.LOADS_KEPT // 2]
+        expected = sorted(loads[2:])[LOADS_KEPT // 2]
         assert engine.expected_load_s("a") == expected
         engine.reconfigure(swapping(model("a", cmd="new")))
         assert engine.expected_load_s("a") == expected

@@ -212,7 +212,7 @@ class Scheduler:
             or self._queue  # whether somebody may be overtaken, `request` decides
             or model in self._swaps
             or self._is_closed
-            or self._evictions(model)
+            or self.evictions(model)
         ):
             return False
         target.admitted += 1
@@ -361,7 +361,7 @@ class Scheduler:
                 self._stop_at_once(model, grace_s)
             elif model.state is not State.STARTING:
                 self._swaps.pop(model.id, None)  # it would start something yet
-        return self._flush()
+        return self._settle()
 
     # ---- questions ----
 
@@ -421,7 +421,7 @@ class Scheduler:
         if target.deaths is not None and self._backs_off(target, target.deaths):  # 0
             self._refuse(request, self._crash_loop(target, target.deaths))
             return True
-        evicts = self._evictions(target.id) if swap is None else ()
+        evicts = self.evictions(target.id) if swap is None else ()
         if self._queue and self._overtakes(request, evicts):  # 1
             return False
         if swap is not None:  # 2
@@ -450,7 +450,7 @@ class Scheduler:
         oldest = min(self._queue, key=_arrival)
         if request.model is oldest.model or request.since < oldest.since + self._overtake_limit_s:
             return False
-        before = self._evictions(oldest.model.id)
+        before = self.evictions(oldest.model.id)
         after = self._evictions_after(request.model.id, evicts, oldest.model.id)
         clashes = _clash(request.model.id, evicts, oldest.model.id, (*before, *after))
         return clashes or not set(before).issuperset(after)
@@ -467,7 +467,7 @@ class Scheduler:
         self._forget_removed()
         return self._flush()
 
-    def _evictions(self, target: str) -> tuple[str, ...]:
+    def evictions(self, target: str) -> tuple[str, ...]:
         """Return who must stop for `target`, given what runs."""
         if target not in self._answers:
             self._answers[target] = self._policy.evictions(target, self._running())
@@ -477,7 +477,7 @@ class Scheduler:
         """Return the same, given that a swap to `other` had come first."""
         running = self._running()
         if other in running and not evicted:
-            return self._evictions(target)
+            return self.evictions(target)
         return self._policy.evictions(target, tuple({*running, other} - {*evicted}))
 
     def _running(self) -> tuple[str, ...]:
@@ -510,12 +510,12 @@ class Scheduler:
     def _proceed(self, swap: _Swap) -> None:
         """Do what comes next, if it is time for it; otherwise there will be word of the model or of who has to stop."""
         target = swap.target
-        if swap.pending:
-            return
-        if target.state is State.READY and (target.is_open or target.is_removed):
-            self._complete(swap)  # who joined before it was removed is served
-        elif target.state is State.STOPPED and self._is_pointless(swap):
+        if target.state is State.STOPPED and self._is_pointless(swap):
             self._give_up(swap)
+        elif swap.pending:
+            return
+        elif target.state is State.READY and (target.is_open or target.is_removed):
+            self._complete(swap)  # who joined before it was removed is served
         elif target.state is State.STOPPED:
             self._move(target.id, Cause.START)
             self._actions.append(Start(target.id))

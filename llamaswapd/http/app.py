@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
 from collections.abc import Iterable, Sequence
 
 from aiohttp import web
@@ -52,7 +50,7 @@ class FrontEnd:
         durations: Durations,
         hardware: Hardware,
         performance: Performance,
-        condition: Condition | None = None,
+        condition: Condition,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._streams = Streams()
@@ -64,7 +62,7 @@ class FrontEnd:
         proxy = Proxy(engine, observer.inflight, self._pool, self._recorder, self._streams)
         routes = [
             *model_routes(proxy),
-            *api_routes(Api(engine, observer.inflight), Health(engine, condition or Condition())),
+            *api_routes(Api(engine, observer.inflight), Health(engine, condition)),
             *activity_routes(ActivityApi(activity)),
             *machine_routes(Machine(hardware, performance), Metrics(engine, activity, durations, performance)),
             web.get("/api/events", Events(engine, observer, self._streams, keep_alive_s).stream),
@@ -78,17 +76,11 @@ class FrontEnd:
         """Heed what the front end itself remembers of the configuration."""
         self._recorder.allow(config.capture_buffer)
 
-    async def start(self, listeners: Sequence[Listener | socket.socket], tls: ssl.SSLContext | None = None) -> None:
+    async def start(self, listeners: Sequence[Listener]) -> None:
         """Answer on these bound sockets."""
         await self._runner.setup()
         self._site = Site(self._runner, self._express)
-        await self._site.listen(each if isinstance(each, Listener) else Listener(each, tls) for each in listeners)
-
-    def stop_accepting(self) -> None:
-        self.drain()
-
-    def close_streams(self) -> None:
-        self._streams.close(STOPPING)
+        await self._site.listen(listeners)
 
     def drain(self, why: str = STOPPING) -> None:
         """Accept no more connections, answer what has been asked, and end what would never end by itself.

@@ -117,11 +117,6 @@ def _what(fd: int, name: str) -> str:
     return f"what a socket unit passes as file descriptor {fd} (FileDescriptorName={name})"
 
 
-def listen_sockets() -> list[socket.socket]:
-    """Return the sockets of `passed_sockets` alone."""
-    return [passed.socket for passed in passed_sockets()]
-
-
 def runtime_path(instance: str) -> Path:
     """Return the directory in which an instance keeps what lasts as long as it runs.
 
@@ -133,6 +128,19 @@ def runtime_path(instance: str) -> Path:
         return Path(given) / (instance or "default")
     own = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     return Path("/run" if os.geteuid() == 0 else own) / "llamaswapd" / (instance or "default")
+
+
+def has_state_directory() -> bool:
+    """Whether there is a place for what outlasts the runtime directory: StateDirectory= of a unit."""
+    return bool(os.environ.get("STATE_DIRECTORY"))
+
+
+def state_path(instance: str, runtime_dir: Path) -> Path:
+    """Return the file in which an instance keeps what its next daemon should know."""
+    if not has_state_directory():
+        return runtime_dir / "state.json"
+    name = f"state-{instance}.json" if instance else "state.json"
+    return Path(os.environ["STATE_DIRECTORY"].split(":")[0]) / name
 
 
 @contextlib.contextmanager

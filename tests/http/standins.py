@@ -14,6 +14,7 @@ from typing import Any
 
 from llamaswapd.activity.activity import Activity
 from llamaswapd.activity.record import Finished
+from llamaswapd.condition import Condition
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.core.lifecycle import State
 from llamaswapd.core.naming import Naming, Resolved
@@ -232,7 +233,7 @@ async def house(
         Durations(),
         Hardware(),
         performance,
-        **options,  # type: ignore[arg-type]
+        **{"condition": Condition(), **options},
     )
     await front.start(listeners)
     running = House(engine, observer, activity, front, port)

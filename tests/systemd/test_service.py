@@ -91,9 +91,9 @@ os.environ.update(LISTEN_FDS=str(len(fds)), LISTEN_PID=pid or str(os.getpid()), 
 if names != "-":
     os.environ["LISTEN_FDNAMES"] = names
 from llamaswapd.errors import UsageError
-from llamaswapd.systemd.service import passed_sockets, listen_sockets
+from llamaswapd.systemd.service import passed_sockets
 try:
-    first, second = passed_sockets(), listen_sockets()
+    first, second = passed_sockets(), passed_sockets()
     for name, s in first:
         print(name, repr(s.getsockname()), s.gettimeout(), s.get_inheritable())
     print(second, sorted(name for name in os.environ if name.startswith("LISTEN_")))

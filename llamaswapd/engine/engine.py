@@ -10,129 +10,31 @@ import asyncio
 import itertools
 import logging
 import math
-import re
 import statistics
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from llamaswapd import readiness
-from llamaswapd.config.diff import diff
+from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.core.lifecycle import State
-from llamaswapd.core.naming import Naming
-from llamaswapd.core.naming import Resolved as Resolved
+from llamaswapd.core.naming import Naming, Resolved
 from llamaswapd.core.policy import policy_of
 from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
-from llamaswapd.errors import Error, StartError, UnitError, UnitResult
+from llamaswapd.engine.backend import Backend, EngineObserver, Found, Resources, Unit, Unobserved
+from llamaswapd.engine.lease import Lease
+from llamaswapd.engine.run import History, Run, StopOrdered, unless
+from llamaswapd.errors import Error, StartError, UnitError
+from llamaswapd.state import Remembered
+from llamaswapd.state import State as Memory
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # A model that failed to start gets this long between SIGTERM and SIGKILL (llama-swap).
 FAILED_START_GRACE_S = 5.0
 
-# How long to wait for systemd's word on a model whose connections broke: the kernel closes sockets a few milliseconds
-# before PID 1 learns of the death.
-EXPLAIN_WITHIN_S = 1.0
-
-# How many of a model's loads are remembered, to say how long the next one will take.
-LOADS_KEPT = 5
-
-
-class Resources(Protocol):
-    """What a unit uses, as its cgroup counts it; None where that is not counted."""
-
-    @property
-    def memory_bytes(self) -> int | None: ...
-
-    @property
-    def cpu_s(self) -> float | None: ...
-
-    @property
-    def tasks(self) -> int | None: ...
-
-
-class Unit(Protocol):
-    """One start of a model's unit, until it is gone."""
-
-    @property
-    def name(self) -> str:
-        """The unit's name, `llamaswapd-model-qwen.service`."""
-
-    @property
-    def pid(self) -> int:
-        """Its main process, 0 once that has ended."""
-
-    @property
-    def ended(self) -> asyncio.Future[UnitResult]:
-        """Done when systemd says that the main process is gone; never an exception. Await it through `shield`."""
-
-    @property
-    def notified(self) -> asyncio.Event:
-        """Set at every sign of life that the server gives systemd (READY=1, STATUS=): a reason to probe now."""
-
-    def resources(self) -> Resources:
-        """Say what the unit uses now; a matter of microseconds."""
-
-    async def stop(self, grace_s: float) -> None:
-        """Stop it; return when the unit is gone, its cgroup empty. SIGKILL after `grace_s`. May be called twice."""
-
-    async def stranger(self, port: int) -> str | None:
-        """Say who listens on a local TCP port, if that can be seen and is no process of this unit.
-
-        Returns for example `process 4711 (python3) of unit other.service`, None when it is ours or cannot be seen.
-        """
-
-    async def last_lines(self, count: int) -> list[str]:
-        """Return the last lines that this start of the model wrote, oldest first."""
-
-    async def wait_for_line(self, pattern: re.Pattern[str]) -> str:
-        """Return the first line of this start in which `pattern` is found, those already written included."""
-
-
-class Backend(Protocol):
-    """What makes models run: systemd in all its forms, or the tests' own."""
-
-    async def start(self, model: ModelConfig) -> Unit:
-        """Start the model's unit; return once its program has been executed.
-
-        Raises StartError when it cannot be executed (the unit is gone again then), UnitError when systemd refuses.
-        """
-
-    def follow(self, models: Collection[str] | None, history_bytes: int) -> AsyncGenerator[tuple[str, str], None]:
-        """Yield (model id, line) from the journal: the end of the history, then live, until the caller leaves.
-
-        `models` None means all of them. At most `history_bytes` of history, whole lines, oldest first; 0: live only.
-        Yields ("", "") once, between the history and the live lines.
-        """
-
-
-class EngineObserver(Protocol):
-    """Is told how long things took, for metrics. Called at once, and must not raise."""
-
-    def on_load(self, model_id: str, seconds: float, ok: bool) -> None:
-        """A start has ended, in readiness or failure; `seconds` from the order. An aborted start is not told."""
-
-    def on_swap(self, model_id: str, seconds: float) -> None:
-        """A model is ready for which others had to stop; `seconds` from the request that wanted it."""
-
-    def on_wait(self, model_id: str, seconds: float) -> None:
-        """A request that was not granted by `lease_now` has been granted, after `seconds` in queue and load."""
-
-
-class Unobserved:
-    """Nobody wants to know."""
-
-    def on_load(self, model_id: str, seconds: float, ok: bool) -> None: ...
-
-    def on_swap(self, model_id: str, seconds: float) -> None: ...
-
-    def on_wait(self, model_id: str, seconds: float) -> None: ...
+LOG_LINES = 10  # of a model that died, for whoever asks for it meanwhile
 
 
 @dataclass(frozen=True)
@@ -150,117 +52,6 @@ class Status:
     idle_unload_in_s: float | None = None  # until its ttl unloads it; None unless it is idle and has one
 
 
-class Lease:
-    """The right to send one request to a ready model; given back when the `with` block ends, whatever happened.
-
-        with engine.lease("qwen") as lease:
-            await lease.granted()
-            ...relay to lease.model.proxy...
-
-    Entering asks for it. When the model is ready and nothing stands in the way it is granted at once, without a task
-    switch (`is_granted`). Raises TooManyRequests on entering when the model's slots are taken.
-
-    `requested`, `granted_at` and `load_began` are in seconds of the monotonic clock, 0.0 for what has not happened. All
-    are 0.0 for a lease from `lease_now`: whoever got it had it at once. `load_began` is when the load began that the
-    request waited for, before `requested` if that was under way already.
-    """
-
-    ticket: int | None = None  # None: granted at once, nobody knows of it
-    is_granted = False
-    position: int | None = None  # the last place in the queue, from 1; None if it had none
-    error: Exception | None = None
-    _settled: asyncio.Future[None] | None = None
-    run: _Run | None = None
-    requested = 0.0
-    granted_at = 0.0
-    load_began = 0.0
-
-    def __init__(self, engine: Engine, model: ModelConfig) -> None:
-        self.model = model
-        self._engine = engine
-
-    def __enter__(self) -> Lease:
-        self._engine.request(self)
-        if self.error is not None:
-            raise self.error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Give it back, once, where no `with` block does."""
-        if self.error is None:
-            self._engine.release(self)
-
-    async def granted(self) -> None:
-        """Wait until the request may be sent; raises StartError, Unloaded, ShuttingDown."""
-        if not self.is_granted and self.error is None:
-            self._settled = asyncio.get_running_loop().create_future()
-            await self._settled
-        if self.error is not None:
-            raise self.error
-
-    async def cause(self) -> str | None:
-        """Say how the model's unit ended, if it has or does so within a second: `killed by SIGKILL (oom-kill)`."""
-        return await self.run.cause() if self.run is not None else None
-
-    def grant(self, run: _Run | None) -> None:
-        self.is_granted, self.run, self.granted_at = True, run, time.monotonic()
-        if run is not None and run.ready_at >= self.requested:
-            self.load_began = run.began
-        self._wake()
-
-    def refuse(self, error: Exception) -> None:
-        self.error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._settled is not None and not self._settled.done():
-            self._settled.set_result(None)
-
-
-class _Run:
-    """One run of a model, from the order to start it until its unit is gone."""
-
-    def __init__(self, model: ModelConfig) -> None:
-        self.model = model
-        self.unit: Unit | None = None
-        self.grace_s = 0.0
-        self.stop_ordered = asyncio.Event()
-        self.is_stopping = False  # its unit has been told
-        self.task: asyncio.Task[None] | None = None
-        self.began = time.monotonic()
-        self.ready_at = 0.0
-
-    def stop(self, grace_s: float) -> None:
-        self.grace_s = grace_s
-        self.stop_ordered.set()
-
-    async def cause(self) -> str | None:
-        if self.unit is None:
-            return None
-        if self.stop_ordered.is_set():
-            return "the model was unloaded"
-        try:
-            async with asyncio.timeout(EXPLAIN_WITHIN_S):
-                return str(await asyncio.shield(self.unit.ended))
-        except TimeoutError:
-            return None
-
-
-@dataclass(slots=True)
-class _History:
-    """What is remembered of a model when it has stopped."""
-
-    began: float = 0.0  # its last start; these are monotonic
-    ready_at: float = 0.0
-    ended_at: float = 0.0  # its last run
-    loads_s: deque[float] = field(default_factory=lambda: deque(maxlen=LOADS_KEPT))  # that succeeded
-
-
 class Engine:
     """Runs models on demand. All methods belong to one event loop.
 
@@ -274,9 +65,10 @@ class Engine:
         self.observer: EngineObserver = observer or Unobserved()
         self._tickets = itertools.count(1)
         self._scheduler = Scheduler(config.models, policy_of(config), config.overtake_limit, config.priority)
-        self._histories: dict[str, _History] = {}
+        self._histories: dict[str, History] = {}
+        self._leftovers: set[asyncio.Task[None]] = set()  # units that are none of our models, being stopped
         self._leases: dict[int, Lease] = {}
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._observers: list[Callable[[], None]] = []
@@ -306,6 +98,86 @@ class Engine:
         for call in self._profile_observers:
             call(self.naming.active)
         self._changed()
+
+    # ---- before and after
+
+    def adopt(self, found: Iterable[Found], memory: Memory) -> None:
+        """Take over the units that are models of this configuration, have the others stopped; before anything else.
+
+        `memory` is what an earlier daemon knew of its units, believed as far as their invocations are the same. A unit
+        taken over counts as loading until it has answered one probe. Nothing is started while others are being stopped:
+        they may have the port, the name or the memory that the new one needs.
+        """
+        self._recall(memory)
+        for each in found:
+            model = self.config.models.get(each.model_id)
+            if (
+                model is not None
+                and each.is_up
+                and each.fingerprint == fingerprint(model)
+                and model.id not in self._runs
+            ):
+                self._adopt(model, each, memory.models.get(model.id))
+            else:
+                log.warning("stopping %s, which is not as the configuration has it", each.unit.name)
+                task = asyncio.create_task(self._clear(each), name=f"clear {each.unit.name}")
+                self._leftovers.add(task)
+                task.add_done_callback(self._leftovers.discard)
+
+    def _recall(self, memory: Memory) -> None:
+        for model_id, loads_s in memory.loads_s.items():
+            if model_id in self.config.models:
+                self._histories.setdefault(model_id, History()).loads_s.extend(loads_s)
+        if memory.profile in self.config.profiles:
+            self.naming.activate(memory.profile)
+
+    def _adopt(self, model: ModelConfig, found: Found, known: Remembered | None) -> None:
+        log.info("<%s> found running: %s, pid %d", model.id, found.unit.name, found.unit.pid)
+        run = self._runs[model.id] = Run.found(model, found.unit, found.began)
+        if known is not None and known.invocation == found.unit.invocation:
+            run.known_ready_at, run.known_use = known.ready_at, known.last_used
+        self._histories.setdefault(model.id, History()).began = run.began
+        self._perform(self._scheduler.adopt(model.id, time.monotonic()))
+        run.task = asyncio.create_task(self._run(run), name=f"run {model.id}")
+
+    async def _clear(self, found: Found) -> None:
+        try:
+            await found.unit.stop(found.grace_s)
+        except UnitError as error:
+            log.error("cannot stop %s: %s; see systemctl status %s", found.unit.name, error, found.unit.name)
+
+    def memory(self) -> Memory:
+        """Return what another daemon should know of our units."""
+        now = time.monotonic()
+        return Memory(
+            models={
+                model_id: Remembered(run.unit.invocation, run.ready_at, self._last_use(model_id, now))
+                for model_id, run in self._runs.items()
+                if run.unit is not None and not run.stop_ordered.is_set()
+            },
+            loads_s={id: tuple(history.loads_s) for id, history in self._histories.items() if history.loads_s},
+            profile=self.naming.active,
+        )
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports that units have from us, by model id: they must not move."""
+        return {id: run.model.port for id, run in self._runs.items() if run.model.port is not None}
+
+    async def keep(self) -> None:
+        """Refuse whoever waits, and leave every unit as it is, for the next daemon to adopt."""
+        self.backend.leave()
+        self._perform(self._scheduler.shutdown(time.monotonic(), 0.0, keep=True))
+        tasks = [*self._leftovers, *(run.task for run in self._runs.values() if run.task is not None)]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     # ---- leases
 
@@ -343,7 +215,7 @@ class Engine:
             actions = self._scheduler.release(lease.ticket, now)
         if actions:
             self._perform(actions)
-        if model.ttl > 0:
+        if model.ttl > 0 and model.id in self.config.models:
             self._arm(self._scheduler.deadline_of(model.id))
 
     def _note_load(self, lease: Lease) -> None:
@@ -355,7 +227,7 @@ class Engine:
     # ---- listings
 
     def status(self, model_id: str) -> Status:
-        """Say what one configured model is doing."""
+        """Say what a model is doing that is configured, or still running."""
         run = self._runs.get(model_id)
         unit = run.unit if run is not None else None
         now = time.monotonic()
@@ -363,7 +235,7 @@ class Engine:
         last_use = self._last_use(model_id, now)
         deadline = self._scheduler.deadline_of(model_id)
         return Status(
-            self.config.models[model_id],
+            self.config.models.get(model_id) or self._scheduler.config(model_id),
             self._scheduler.state(model_id),
             unit.name if unit is not None else "",
             unit.pid if unit is not None else 0,
@@ -387,8 +259,8 @@ class Engine:
         return statistics.median(history.loads_s) if history is not None and history.loads_s else None
 
     def statuses(self) -> list[Status]:
-        """Every configured model, in byte order of the ids."""
-        return [self.status(model_id) for model_id in self.config.models]
+        """Every model that is configured, or still running, in byte order of the ids."""
+        return [self.status(model_id) for model_id in sorted({*self.config.models, *self._runs})]
 
     def resources(self, model_id: str) -> Resources | None:
         """Say what a model's unit uses, None while it has none."""
@@ -405,36 +277,71 @@ class Engine:
 
     # ---- orders
 
+    async def load(self, model_id: str) -> None:
+        """Have a model running, now, however often it has died; raises what its start raises."""
+        self.forgive(model_id)
+        with self.lease(model_id) as lease:
+            await lease.granted()
+
+    def forgive(self, model_id: str) -> None:
+        """Let a model that keeps dying be started again at once: somebody has seen to it."""
+        self._scheduler.forgive(model_id)
+
     async def unload(self, model_ids: Sequence[str] | None = None) -> None:
         """Stop these models (None: all); return when their units are gone.
 
         Requests in flight are cut, requests that wait are refused with Unloaded.
         """
-        models = list(self.config.models) if model_ids is None else model_ids
+        models = list({**self.config.models, **self._runs}) if model_ids is None else model_ids
         self._perform(self._scheduler.unload(models, time.monotonic()))
         await self._gone(models)
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with another configuration. Models whose definition changed, or is gone, are unloaded.
+        """Go on with another configuration, without harm to any request.
 
-        No profile is active then. How long loads took is still known.
+        Units that are the same under it run on. One that would be another serves the requests that it has; those that
+        come wait until it is gone and its successor is ready. One that is no longer wanted stops when it is idle. No
+        profile is active then. How long loads took is still known.
         """
-        change, had_profile = diff(self.config, config), self.naming.active is not None
-        self._perform(self._scheduler.unload((*change.changed, *change.removed), time.monotonic()))
+        outdated = [id for id, model in config.models.items() if self._is_other_unit(model)]
+        had_profile = self.naming.active is not None
         self.config, self.naming = config, Naming(config)
+        for id, run in self._runs.items():
+            if id in config.models and id not in outdated:
+                run.model = config.models[id]
         self._perform(
-            self._scheduler.reconfigure(config.models, policy_of(config), config.overtake_limit, config.priority)
+            self._scheduler.reconfigure(
+                config.models,
+                policy_of(config),
+                config.overtake_limit,
+                config.priority,
+                now=time.monotonic(),
+                outdated=outdated,
+            )
         )
         if had_profile:
             self._profile_changed()
         else:
             self._changed()
 
-    async def preload(self, names: Iterable[str]) -> None:
-        """Load models one after the other, each by a GET `/`; a failure is logged and the next one follows."""
+    def _is_other_unit(self, model: ModelConfig) -> bool:
+        """Tell whether a model's unit, if it has one, is not what this definition of it would make."""
+        run = self._runs.get(model.id)
+        known = run.model if run is not None else self.config.models.get(model.id)
+        return known is not None and fingerprint(known) != fingerprint(model)
+
+    async def preload(self, names: Iterable[str], spare_running: bool = False) -> None:
+        """Load models one after the other, each by a GET `/`; a failure is logged and the next one follows.
+
+        `spare_running` passes over those for which a model would have to stop that runs now.
+        """
+        running = {*self._runs} if spare_running else set()
         for name in names:
             model = self.config.resolve(name)
             if model is None:
+                continue
+            if others := running.intersection(self._scheduler.evictions(model.id)):
+                log.info("not preloading model %s: it would stop %s", model.id, ", ".join(sorted(others)))
                 continue
             log.info("preloading model: %s", model.id)
             try:
@@ -452,8 +359,9 @@ class Engine:
         stopping = [(run, run.unit) for run in self._runs.values() if run.unit is not None and run.is_stopping]
         await asyncio.gather(*(self._stop(run, unit, run.grace_s) for run, unit in stopping))
         await self._gone(list(self._runs))
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._leftovers:
+            await asyncio.wait(self._leftovers)
+        self._stop_clock()
 
     async def _gone(self, models: Iterable[str]) -> None:
         tasks = [run.task for model in models if (run := self._runs.get(model)) is not None and run.task is not None]
@@ -505,27 +413,30 @@ class Engine:
         actions = self._scheduler.tick(time.monotonic())
         for action in actions:
             if isinstance(action, Stop):
-                ttl_s = self.config.models[action.model].ttl
+                ttl_s = self._scheduler.config(action.model).ttl
                 log.info("<%s> Unloading model, TTL of %ds reached", action.model, ttl_s)
         self._perform(actions)
         self._arm(self._scheduler.next_deadline())
 
     def _start(self, model_id: str) -> None:
-        run = self._runs[model_id] = _Run(self.config.models[model_id])
-        self._histories.setdefault(model_id, _History()).began = run.began
+        run = self._runs[model_id] = Run(self._scheduler.config(model_id))
+        self._histories.setdefault(model_id, History()).began = run.began
         run.task = asyncio.create_task(self._run(run), name=f"run {model_id}")
 
-    async def _run(self, run: _Run) -> None:
+    async def _run(self, run: Run) -> None:
         """See one model through: start it, wait until it is ready, until it ends or is to end, and stop it."""
-        model_id, error = run.model.id, None
+        model_id, error, death = run.model.id, None, None
         ordered = asyncio.create_task(run.stop_ordered.wait(), name=f"stop order {model_id}")
         try:
-            run.unit = unit = await unless(ordered, self.backend.start(run.model))
-            await unless(ordered, readiness.wait_until_ready(run.model, unit))
+            if run.unit is None:
+                run.unit = await unless(ordered, self._start_unit(run))
+            unit = run.unit
+            await unless(ordered, self._until_ready(run, unit))
             self._ready(run)
             await asyncio.wait((ordered, unit.ended), return_when=asyncio.FIRST_COMPLETED)
             if not run.stop_ordered.is_set():
-                log.warning("<%s> upstream process exited unexpectedly: %s", model_id, unit.ended.result())
+                death = f"upstream process exited unexpectedly: {unit.ended.result()}"
+                log.warning("<%s> %s", model_id, death)
                 run.grace_s = run.model.unload_timeout
                 self._perform(self._scheduler.ended(model_id, time.monotonic()))
                 self._changed()
@@ -544,32 +455,46 @@ class Engine:
             self.observer.on_load(model_id, time.monotonic() - run.began, ok=False)
         if run.unit is not None:
             await self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
-        del self._runs[model_id]
         if error is not None:
             log.warning("<%s> %s", model_id, error)
+        died_of = StartError(death, await last_lines(run.unit)) if death and run.unit is not None else None
+        del self._runs[model_id]
         now = time.monotonic()
         if error is None or run.stop_ordered.is_set():
-            self._perform(self._scheduler.gone(model_id, now))
+            self._perform(self._scheduler.gone(model_id, now, died_of))
         else:
             self._perform(self._scheduler.failed(model_id, error, now))
         self._histories[model_id].ended_at = time.monotonic()
         self._changed()
 
-    def _ready(self, run: _Run) -> None:
+    async def _start_unit(self, run: Run) -> Unit:
+        if self._leftovers:
+            await asyncio.wait(self._leftovers)
+        return await self.backend.start(run.model)
+
+    async def _until_ready(self, run: Run, unit: Unit) -> None:
+        # What was ready, and says so by nothing that can be asked, has said so already.
+        if run.known_ready_at and readiness.endpoint(run.model) is None and not unit.ended.done():
+            return
+        await readiness.wait_until_ready(run.model, unit)
+
+    def _ready(self, run: Run) -> None:
         model_id, now = run.model.id, time.monotonic()
         wanted_at = self._scheduler.swap_began(model_id)
         if not run.stop_ordered.is_set():
-            run.ready_at = now
-            history = self._histories.setdefault(model_id, _History())
-            history.ready_at = now
-            history.loads_s.append(now - run.began)
-            self.observer.on_load(model_id, now - run.began, ok=True)
+            run.ready_at = run.known_ready_at or now
+            history = self._histories.setdefault(model_id, History())
+            history.ready_at = run.ready_at
+            if not run.known_ready_at:
+                history.loads_s.append(now - run.began)
+                self.observer.on_load(model_id, now - run.began, ok=True)
             if wanted_at is not None:
                 self.observer.on_swap(model_id, now - wanted_at)
-        self._perform(self._scheduler.ready(model_id, now))
+        idle_since = max(run.known_ready_at, run.known_use) or None
+        self._perform(self._scheduler.ready(model_id, now, idle_since))
         self._changed()
 
-    async def _stop(self, run: _Run, unit: Unit, grace_s: float) -> None:
+    async def _stop(self, run: Run, unit: Unit, grace_s: float) -> None:
         run.is_stopping = True
         try:
             await unit.stop(grace_s)
@@ -579,17 +504,10 @@ class Engine:
             log.exception("<%s> unexpected error", run.model.id)
 
 
-class StopOrdered(Exception):
-    """A model is to be stopped before it is ready."""
-
-
-async def unless(ordered: asyncio.Task[Any], work: Coroutine[Any, Any, T]) -> T:
-    """Do the work and return its result; raise StopOrdered, once it is cancelled, if a stop is ordered first."""
-    task = asyncio.create_task(work)
-    await asyncio.wait((ordered, task), return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        task.cancel()
-        await asyncio.wait((task,))
-    if task.cancelled():
-        raise StopOrdered
-    return task.result()
+async def last_lines(unit: Unit) -> list[str]:
+    """Return what a unit said last, nothing if that cannot be read."""
+    try:
+        return await unit.last_lines(LOG_LINES)
+    except Error as error:
+        log.warning("the last lines of %s cannot be read: %s", unit.name, error)
+        return []
