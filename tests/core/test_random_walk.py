@@ -474,9 +474,10 @@ class World:
     def is_serving(self, name: str) -> bool:
         return any(client.granted and client.model == name for client in self.clients.values())
 
-    def evicts(self, name: str) -> set[str]:
-        """Say who has to stop for a model now."""
-        return self.rules.evicts(name, {*self.units, *self.scheduler._swaps})
+    def evicts(self, name: str, are_stops_over: bool = False) -> set[str]:
+        """Say who has to stop for a model now, or would have to if what is stopping had stopped."""
+        running = [other for other, unit in self.units.items() if not (are_stops_over and unit.state == "stopping")]
+        return self.rules.evicts(name, {*running, *self.scheduler._swaps})
 
     def check(self) -> None:
         s = self.scheduler
@@ -538,8 +539,9 @@ class World:
         passed = self.clients.keys() - queue
         if self.oldest is not None and self.oldest[0] == first:  # a reload can put older ones back into the queue
             oldest = self.clients[self.oldest[0]]
+            in_its_way = self.evicts(oldest.model) & self.evicts(oldest.model, are_stops_over=True)
             for ticket in passed - self.oldest[1]:
                 client = self.clients[ticket]
                 is_late = client.since >= oldest.since + self.limit and client.model != oldest.model
-                assert not (is_late and client.model in self.evicts(oldest.model)), f"{ticket} came too late"
+                assert not (is_late and client.model in in_its_way), f"{ticket} came too late"
         self.oldest = None if first is None else (first, passed)
