@@ -26,7 +26,6 @@ from llamaswapd.activity.activity import Activity
 from llamaswapd.condition import Condition
 from llamaswapd.config.load import Loaded, load, sources
 from llamaswapd.config.schema import Config
-from llamaswapd.core.lifecycle import State
 from llamaswapd.engine import Engine
 from llamaswapd.errors import BusLost, ConfigError, UsageError
 from llamaswapd.http.app import FrontEnd
@@ -255,9 +254,9 @@ class Daemon:
 
     def _status_line(self) -> str:
         statuses = self._engine.statuses()
-        states = [status.state for status in statuses]
+        states = [status.state.value for status in statuses]
         waiting = sum(status.waiting for status in statuses)
-        return self._condition.status_line(states.count(State.READY), states.count(State.STARTING), waiting)
+        return self._condition.status_line(states.count("ready"), states.count("starting"), waiting)
 
     async def _remember(self) -> None:
         """Write down what the next daemon should know, soon after it has changed."""
