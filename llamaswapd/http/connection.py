@@ -364,6 +364,8 @@ class Connection(Link):
 
     def look(self, now: float) -> None:
         """Close the connection if its client has taken too long."""
+        if self.deadline is None and self.transport.is_closing():  # by aiohttp
+            self.deadline = now + LINGER_S
         if self.deadline is None or now < self.deadline:
             return
         handler = self._handler

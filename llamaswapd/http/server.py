@@ -237,7 +237,7 @@ class Site:
         self.is_draining = False
         self.failure: Error | None = None
         self.connections: set[Connection] = set()
-        self._arriving: WeakSet[Connection] = WeakSet()  # accepted, but not established: TLS may be in negotiation
+        self._arriving: WeakSet[Connection] = WeakSet()  # accepted, but TLS is still being negotiated
         self._ended = asyncio.Event()  # a connection, since this was last cleared
         self._loop = asyncio.get_running_loop()
         manager = runner.server
@@ -268,11 +268,13 @@ class Site:
 
     def _arrive(self, has_tls: bool) -> Connection:
         connection = Connection(self, self._loop, has_tls=has_tls)
-        self._arriving.add(connection)
+        if has_tls:
+            self._arriving.add(connection)
         return connection
 
     def add(self, connection: Connection) -> None:
-        self._arriving.discard(connection)
+        if connection.has_tls:
+            self._arriving.discard(connection)
         self.connections.add(connection)
 
     def remove(self, connection: Connection) -> None:
@@ -296,7 +298,7 @@ class Site:
         """Stop accepting now, and close the sockets when what has been accepted has been taken over.
 
         asyncio accepts as many connections as there are and has a task begin with each; a server that is closed before
-        these have run loses them. They run before what is called from here.
+        these have run loses them. They run before what is called from here, and have `add` called one turn later.
         """
         for server in self._servers:
             for sock in server.sockets:
@@ -306,7 +308,7 @@ class Site:
     def _close_servers(self) -> None:
         for server in self._servers:
             server.close()
-        self._not_listening.set()
+        self._loop.call_soon(self._not_listening.set)
 
     async def drained(self) -> None:
         """Wait until no connection is left; after `drain`."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -35,7 +35,7 @@ class Streams:
         for end in tuple(self._others):
             end()
 
-    @contextmanager
+    @contextlib.contextmanager
     def including(self, end: Callable[[], object]) -> Iterator[None]:
         """Take what is done in the block for a stream too: `end` ends it."""
         self._others.add(end)
@@ -79,13 +79,23 @@ class Streams:
 
     async def _say(self, request: web.Request, response: web.StreamResponse, last_word: bytes) -> None:
         """Send the last piece and the end; a reader that takes neither is not waited for."""
+        connection = connection_of(request)
+        # Not asyncio.timeout: up to Python 3.12 a task whose task group has failed counts as cancelled from then on.
+        # And aiohttp, once a write has been cancelled, cancels those that have to wait.
+        saying = asyncio.create_task(_end(response, last_word), name="end of a stream")
         try:
-            async with asyncio.timeout(LAST_WORD_S):
-                if last_word:
-                    await response.write(last_word)
-                await response.write_eof()
-        except (TimeoutError, ConnectionError):
-            connection_of(request).transport.abort()
+            await asyncio.wait((saying,), timeout=LAST_WORD_S)
+        finally:
+            saying.cancel()
+        connection.deadline = connection.now + LAST_WORD_S  # for what is still in buffers
+        connection.transport.close()
+
+
+async def _end(response: web.StreamResponse, last_word: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
+        if last_word:
+            await response.write(last_word)
+        await response.write_eof()
 
 
 class _Closing(Exception):

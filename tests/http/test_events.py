@@ -11,7 +11,7 @@ from standins import Client, Engine, House, house, model
 
 from llamaswapd.core.lifecycle import State
 from llamaswapd.errors import UnitError
-from llamaswapd.http import streams
+from llamaswapd.http import server, streams
 from llamaswapd.observe import InflightEntry
 
 
@@ -220,6 +220,7 @@ async def test_a_slow_reader_holds_up_nobody_and_learns_the_present_state_in_the
 
 async def test_a_reader_that_reads_nothing_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "LAST_WORD_S", 0.01)
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.01)
     engine = Engine(model("m", description="d" * 1_000_000))
     async with house(engine) as it:
         stalled = Client(*await asyncio.open_connection(sock=narrow_connection(it.port), limit=1))
