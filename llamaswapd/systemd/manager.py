@@ -204,27 +204,14 @@ class Manager:
     async def _look(self, bus: Bus, watch: Watch) -> dict[str, Any]:
         seen: dict[str, Any] = {}
 
-        def heed_reference(answer: Answer) -> None:
-            if isinstance(answer, Refused) and answer.name == NO_SUCH_UNIT:
-                watch.unit_removed()
-
-        def heed_properties(answer: Answer) -> None:
+        def heed(answer: Answer) -> None:
             if not isinstance(answer, Refused) and not watch.gone.done():
                 seen.update(values(answer[0]))
                 watch.found(seen)
 
-        try:
-            # As long as it is referenced systemd does not unload it, so the answer is not that of a stand-in.
-            await bus.call(_call("RefUnit", "s", watch.unit), heed_reference)
-            # "": of every interface, in one answer, so that state and result belong together.
-            everything = _call("GetAll", "s", "", path=watch.path, interface=_PROPERTIES)
-            await bus.call(everything, heed_properties)
-        except Refused as error:
-            if error.name != NO_SUCH_UNIT:
-                raise
-        finally:
-            # No longer than that, as it would be kept loaded beyond its end.
-            bus.post(_call("UnrefUnit", "s", watch.unit))
+        # "": of every interface, in one answer, so that state and result belong together, and it can be told whether
+        # they are a unit's or a stand-in's.
+        await bus.call(_call("GetAll", "s", "", path=watch.path, interface=_PROPERTIES), heed)
         return {} if not seen or is_stand_in(seen) else seen
 
     # ---- the connection

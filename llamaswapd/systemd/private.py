@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 15.0
+BUS_POLL_S = 0.01
 SUN_PATH_MAX = 107  # unix(7), without the final NUL
 
 SYSTEMD_DIRS = ("/usr/lib/systemd", "/lib/systemd")
@@ -48,7 +49,12 @@ PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/
 # The only units that it loads, beside models and their drop-ins: no default.target or sockets.target, to which a
 # machine's own user services are attached. systemd.special(7) has those that systemd itself asks for by name; it
 # connects to the bus once dbus.service runs on dbus.socket. Bus and journal do not conflict with shutdown.target, nor
-# does their slice: they stay to the end.
+# does their slice: they stay to the end. However often they die, they come back: a service that has reached its start
+# limit takes its socket with it, for good.
+#
+# The bus listens by itself, and dbus.socket is there for its name only. If systemd held the listening socket and some
+# unit changed while the bus is dead and systemd does not know yet, it would connect, and wait 90 s for an answer of the
+# service that it alone can start. So it is refused. Type=notify: systemd connects as soon as the service runs.
 UNITS = {
     "llamaswapd.target": """[Unit]
 Description=llamaswapd's private service manager
@@ -68,15 +74,20 @@ Description=Bus
 DefaultDependencies=no
 [Socket]
 Slice=-.slice
-ListenStream=%t/bus
+ListenStream=%t/bus.socket
+TriggerLimitIntervalSec=0
 """,
     "dbus.service": """[Unit]
 Description=Bus
 DefaultDependencies=no
 Requires=dbus.socket
+StartLimitIntervalSec=0
 [Service]
 Slice=-.slice
+Type=notify
 ExecStart={dbus_daemon} --config-file=%t/bus.conf --nofork --nopidfile
+Restart=always
+RestartSec=0
 """,
     "systemd-journald.socket": """[Unit]
 Description=Journal
@@ -87,12 +98,14 @@ ListenStream=/run/systemd/journal/stdout
 ListenDatagram=/run/systemd/journal/socket
 ListenDatagram=/run/systemd/journal/dev-log
 PassCredentials=yes
+TriggerLimitIntervalSec=0
 """,
     # Its own messages would go to the kernel's log, which is the host's.
     "systemd-journald.service": """[Unit]
 Description=Journal
 DefaultDependencies=no
 Requires=systemd-journald.socket
+StartLimitIntervalSec=0
 [Service]
 Slice=-.slice
 Type=notify
@@ -132,7 +145,7 @@ UnsetEnvironment=SYSTEMD_UNIT_PATH SYSTEMD_GENERATOR_PATH SYSTEMD_ENVIRONMENT_GE
 
 BUS_CONF = """<busconfig>
   <type>session</type>
-  <listen>systemd:</listen>
+  <listen>unix:path={bus}</listen>
   <auth>EXTERNAL</auth>
   <servicedir>{services}</servicedir>
   <policy context="default">
@@ -268,10 +281,10 @@ class PrivateManager:
         self.runtime_dir.parent.mkdir(parents=True, exist_ok=True)
         self.runtime_dir.mkdir(mode=0o700)
         self.journal_dir.mkdir()
-        services = f"/run/user/{os.getuid()}/services"
+        inside, timeout_ms = f"/run/user/{os.getuid()}", int(START_TIMEOUT_S * 1000)
         files = {
             "cgroup": str(self.cgroup_root),
-            "bus.conf": BUS_CONF.format(services=services, timeout_ms=int(START_TIMEOUT_S * 1000)),
+            "bus.conf": BUS_CONF.format(bus=f"{inside}/bus", services=f"{inside}/services", timeout_ms=timeout_ms),
             "services/org.freedesktop.systemd1.service": ACTIVATION.format(**asdict(programs)),
             **{f"units/{name}": text.format(**asdict(programs)) for name, text in UNITS.items()},
         }
@@ -307,10 +320,14 @@ class PrivateManager:
         return reading
 
     async def _answers(self) -> bool:
-        """Wait for an answer of systemd on the bus; False when the bus has gone or takes too long."""
+        """Wait for an answer of systemd on the bus, which may be starting; False when it takes too long or has died."""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT_S):
-                return await self._call("org.freedesktop.DBus.Peer", "Ping")
+                while not await self._call("org.freedesktop.DBus.Peer", "Ping"):
+                    if not is_populated(self.cgroup_root):
+                        return False
+                    await asyncio.sleep(BUS_POLL_S)
+                return True
         return False
 
     async def _call(self, interface: str, method: str, *arguments: str) -> bool:

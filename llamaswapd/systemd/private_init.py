@@ -66,9 +66,7 @@ def main(runtime_dir: Path, cgroup: Path, systemd: str) -> None:
     enter(own)
     for ancestor in reversed(own.relative_to("/sys/fs/cgroup").parents):
         enable_controllers("/sys/fs/cgroup" / ancestor)
-    # Bound here and found by systemd among its file descriptors, so that they exist from the start: clients of the bus
-    # wait instead of failing, and systemd's first words are in the journal.
-    listen(inside / "bus", socket.SOCK_STREAM)
+    # Bound here and found by systemd among its file descriptors, so that its first words are in the journal.
     listen(Path("/run/systemd/journal/stdout"), socket.SOCK_STREAM)
     listen(Path("/run/systemd/journal/socket"), socket.SOCK_DGRAM)
     listen(Path("/run/systemd/journal/dev-log"), socket.SOCK_DGRAM)

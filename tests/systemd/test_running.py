@@ -7,15 +7,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from llamaswapd.errors import UnitResult
-from llamaswapd.systemd.cgroup import Resources
+from llamaswapd.errors import BusLost, UnitResult
 from llamaswapd.systemd.bus import Refused
+from llamaswapd.systemd.cgroup import Resources
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Property
 from llamaswapd.systemd.running import RunningUnit
 from llamaswapd.systemd.unit import object_path
@@ -30,8 +30,10 @@ Make = Callable[..., RunningUnit]
 
 
 @pytest.fixture
-async def manager(private: Any) -> AsyncIterator[Manager]:
-    manager = await Manager.connect("private", private.bus_address)
+async def manager(private: Any, tmp_path: Path) -> AsyncIterator[Manager]:
+    """A connection that can be cut: by way of a link to the bus."""
+    (tmp_path / "bus").symlink_to(private.runtime_dir / "bus")
+    manager = await Manager.connect("private", f"unix:path={tmp_path}/bus")
     yield manager
     await manager.close()
 
@@ -321,15 +323,237 @@ async def test_a_reload_of_systemd_is_no_end_of_the_unit(private: Any, make: Mak
     unit, other = make(), make("llamaswapd-model-other.service")
     for each in (unit, other):
         assert await each.start(properties("/bin/sleep", "infinity"), 10, 5) == "done"
-    systemctl = await asyncio.create_subprocess_exec(
-        "systemctl", "--user", verb, env={**os.environ, **private.environment}
-    )
-    assert await systemctl.wait() == 0
+    await systemctl(private, verb)
     # What is signalled of the other's end comes after all that the reload has caused.
     await other.stop(5)
     assert not unit.ended.done()
     os.kill(unit.pid, signal.SIGKILL)
     assert await unit.ended == KILLED
+
+
+async def systemctl(private: Any, *arguments: str) -> str:
+    """Run it on the private manager, with which it speaks without a bus."""
+    argv = ("systemctl", "--user", *arguments)
+    environ = {**os.environ, **private.environment}
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, env=environ)
+    printed, _ = await process.communicate()
+    assert process.returncode == 0
+    return printed.decode().strip()
+
+
+class Bus:
+    """The private manager's, killed and kept away from us."""
+
+    def __init__(self, private: Any, manager: Manager, link: Path) -> None:
+        self._private, self._link = private, link
+        self._told: asyncio.Queue[str] = asyncio.Queue()
+        manager.on_connection = self._told.put_nowait
+
+    async def goes(self) -> None:
+        self._link.unlink()
+        os.kill(int(await systemctl(self._private, "show", "--value", "-p", "MainPID", "dbus.service")), signal.SIGKILL)
+        assert await self._told.get() != ""
+
+    async def comes(self) -> None:
+        self.link()
+        assert await self._told.get() == ""
+
+    def link(self) -> None:
+        if not self._link.is_symlink():
+            self._link.symlink_to(self._private.runtime_dir / "bus")
+
+
+@pytest.fixture
+def bus(private: Any, make: Make, manager: Manager, tmp_path: Path) -> Iterator[Bus]:
+    bus = Bus(private, manager, tmp_path / "bus")
+    yield bus
+    bus.link()  # for those that are put away next
+
+
+async def vanished(pid: int) -> None:
+    """Wait for the end of a process that is nobody's child here."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(process, ended.set)
+    await ended.wait()
+    asyncio.get_running_loop().remove_reader(process)
+    os.close(process)
+
+
+class TestWhileTheBusIsAway:
+    NEVER_READY = "echo $$ > {fifo}; read line < {fifo}; {then}; exec sleep 600"
+
+    async def test_a_unit_runs_on_and_its_end_is_noticed_afterwards(self, make: Make, bus: Bus) -> None:
+        unit = await start(make())
+        await bus.goes()
+        await bus.comes()
+        assert not unit.ended.done()
+        os.kill(unit.pid, signal.SIGKILL)
+        assert await unit.ended == KILLED
+
+    @pytest.mark.parametrize("times", [3])
+    async def test_it_may_go_again_and_again(self, make: Make, bus: Bus, times: int) -> None:
+        unit = await start(make())
+        for _ in range(times):
+            await bus.goes()
+            await bus.comes()
+        await unit.stop(20)
+        assert await unit.ended == TERMINATED
+
+    async def test_a_unit_that_ends_has_ended_from_an_unknown_cause(self, make: Make, bus: Bus) -> None:
+        unit = await start(make())
+        await bus.goes()
+        os.kill(pid := unit.pid, signal.SIGKILL)
+        await vanished(pid)
+        assert not unit.ended.done()
+        await bus.comes()
+        assert str(await unit.ended) == "ended (unknown)"
+        await unit.stop(20)
+        await start(make())
+
+    async def test_a_unit_that_ends_and_stays_loaded_says_why(self, make: Make, bus: Bus, fifo: Path) -> None:
+        unit = await start(make(), shell(f"read line < {fifo}; exit 3", CollectMode=("s", "inactive")))
+        await bus.goes()
+        pid = unit.pid
+        await say(fifo)
+        await vanished(pid)
+        await bus.comes()
+        assert await unit.ended == UnitResult("exit-code", 1, 3)
+
+    async def test_a_start_that_was_waited_for_succeeds(self, make: Make, bus: Bus, fifo: Path) -> None:
+        unit = make()
+        script = self.NEVER_READY.format(fifo=fifo, then="systemd-notify --ready")
+        starting = asyncio.ensure_future(unit.start(shell(script, Type=("s", "notify")), 20, 1))
+        await said(fifo)
+        await bus.goes()
+        await say(fifo)
+        await bus.comes()
+        assert await starting == "done"
+        assert not unit.ended.done()
+
+    async def test_a_start_that_was_waited_for_fails(self, make: Make, bus: Bus, fifo: Path) -> None:
+        unit = make()
+        script = self.NEVER_READY.format(fifo=fifo, then="exit 3")
+        starting = asyncio.ensure_future(unit.start(shell(script, Type=("s", "notify")), 20, 1))
+        pid = int(await said(fifo))
+        await bus.goes()
+        await say(fifo)
+        await vanished(pid)
+        await bus.comes()
+        assert await starting == "failed"
+
+    async def test_a_start_waits(self, make: Make, bus: Bus) -> None:
+        unit = make()
+        await bus.goes()
+        starting = asyncio.ensure_future(start(unit))
+        await asyncio.sleep(0)
+        await bus.comes()
+        await starting
+        assert is_alive(unit.pid)
+
+    async def test_a_start_does_not_wait_for_ever(self, make: Make, bus: Bus) -> None:
+        await bus.goes()
+        with pytest.raises(BusLost, match=r"llamaswapd-model-t\.service cannot be started: .* no bus for 0\.05 s"):
+            await make().start(SLEEP, 0.05, 1)
+        await bus.comes()
+
+    async def test_a_stop_waits_and_the_unit_has_its_grace_all_the_same(self, make: Make, bus: Bus) -> None:
+        unit = await start(make())
+        await bus.goes()
+        stopping = asyncio.ensure_future(unit.stop(2))
+        done, _ = await asyncio.wait((stopping,), timeout=2.1)
+        assert not done
+        await bus.comes()
+        await stopping
+        assert await unit.ended == TERMINATED
+
+    async def test_a_stop_that_was_waited_for_is_over(self, make: Make, bus: Bus, fifo: Path) -> None:
+        asked = f"echo asked > {fifo}; read line < {fifo}; exit 0"
+        script = f"trap '{asked}' TERM; echo $$ > {fifo}; while :; do sleep 0.05; done"
+        unit = await start(make(), shell(script))
+        pid = int(await said(fifo))
+        stopping = asyncio.ensure_future(unit.stop(20))
+        assert await said(fifo) == "asked"
+        await bus.goes()
+        await say(fifo)
+        await vanished(pid)
+        await bus.comes()
+        await stopping
+        assert not is_alive(pid)
+
+    async def test_a_cancelled_start_leaves_nothing_once_it_is_back(self, make: Make, bus: Bus, fifo: Path) -> None:
+        script = self.NEVER_READY.format(fifo=fifo, then="exit 3")
+        starting = asyncio.ensure_future(make().start(shell(script, Type=("s", "notify")), 20, 1))
+        pid = int(await said(fifo))
+        await bus.goes()
+        starting.cancel()
+        await asyncio.sleep(0)
+        await bus.comes()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
+async def test_a_start_goes_on_while_systemd_reloads(private: Any, make: Make, fifo: Path, verb: str) -> None:
+    unit = make()
+    never_ready = f"echo $$ > {fifo}; read line < {fifo}; systemd-notify --ready; exec sleep 600"
+    starting = asyncio.ensure_future(unit.start(shell(never_ready, Type=("s", "notify")), 20, 1))
+    await said(fifo)
+    await systemctl(private, verb)
+    await say(fifo)
+    assert await starting == "done"
+    assert not unit.ended.done()
+
+
+async def test_units_start_and_stop_while_systemd_executes_itself_anew(private: Any, make: Make) -> None:
+    anew = asyncio.ensure_future(systemctl(private, "daemon-reexec"))
+    while not anew.done():
+        unit = await start(make())
+        await unit.stop(20)
+    await anew
+
+
+async def test_a_start_that_is_left_leaves_the_unit_as_it_is(make: Make, fifo: Path) -> None:
+    unit = make()
+    never_ready = shell(f"echo $$ > {fifo}; exec sleep 600", Type=("s", "notify"))
+    starting = asyncio.ensure_future(unit.start(never_ready, 20, 1, lambda: True))
+    pid = int(await said(fifo))
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert is_alive(pid)
+
+
+async def test_a_unit_that_runs_can_be_taken_over(make: Make) -> None:
+    started, unit = await start(make()), make()
+    assert (await unit.take_over())["MainPID"] == started.pid
+    assert (unit.pid, unit.invocation) == (started.pid, started.invocation)
+    assert unit.resources().cpu_s is not None
+    os.kill(unit.pid, signal.SIGKILL)
+    assert await unit.ended == KILLED
+    await unit.stop(20)
+
+
+async def test_a_unit_that_is_loading_is_taken_over_and_its_failure_is_its_end(make: Make, fifo: Path) -> None:
+    never_ready = f"echo $$ > {fifo}; read line < {fifo}; exit 3"
+    starting = asyncio.ensure_future(make().start(shell(never_ready, Type=("s", "notify")), 20, 1))
+    await said(fifo)
+    unit = make()
+    assert (await unit.take_over())["ActiveState"] == "activating"
+    assert not unit.ended.done()
+    await say(fifo)
+    assert await unit.ended == UnitResult("exit-code", 1, 3)
+    assert await starting == "failed"
+
+
+async def test_there_is_nothing_to_take_over_from_a_unit_that_is_not_there(make: Make, manager: Manager) -> None:
+    assert await make().take_over() == {}
+    await asyncio.sleep(0)
+    assert not manager._watches
 
 
 async def test_a_unit_says_what_it_uses_until_it_is_gone(private: Any, make: Make) -> None:
