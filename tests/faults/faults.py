@@ -132,7 +132,7 @@ async def broken(stage: Stage) -> None:
         await place.reload()
 
         async def is_told() -> bool:
-            return place.config_file.name in await place.condition()
+            return place.config_file.name in await place.config_error()
 
         await eventually(is_told, "/health?verbose tells of the broken file", 10)
         if isinstance(place, Service):
@@ -148,7 +148,7 @@ async def broken(stage: Stage) -> None:
         await place.reload()
 
         async def is_well() -> bool:
-            return place.config_file.name not in await place.condition()
+            return not await place.config_error()
 
         await eventually(is_well, "/health?verbose no longer tells of a broken file", 10)
         stage.crowd.resume()
@@ -166,7 +166,7 @@ async def half_written(stage: Stage) -> None:
             file.write(text[begin:end])
             file.flush()
             await asyncio.sleep(0.15)
-            assert "config" not in (told := await place.condition()), f"a half-written file was read: {told}"
+            assert not (told := await place.config_error()), f"a half-written file was read: {told}"
     place.config = changed
 
     async def is_heeded() -> bool:
@@ -193,6 +193,12 @@ async def bus_killed(stage: Stage) -> None:
 
 async def reexecuted(stage: Stage) -> None:
     await stage.place.systemctl("daemon-reexec")
+
+
+async def units_reread(stage: Stage) -> None:
+    """What an installed package does; what systemd then thinks of our units shows when the daemon looks for them."""
+    await stage.place.systemctl("daemon-reload")
+    await killed(stage)
 
 
 async def journald_killed(stage: Stage) -> None:
@@ -364,6 +370,7 @@ def faults(marks: str, long_stream_s: float) -> list[Fault]:
         ),
         Fault("dbus-daemon killed", bus_killed, (PRIVATE, USER), 50, 3, all_kinds),
         Fault("systemctl daemon-reexec", reexecuted, EVERYWHERE, 50, 3, all_kinds),
+        Fault("systemctl daemon-reload, daemon killed", units_reread, EVERYWHERE, 50, 2, all_kinds),
         Fault("journald killed", journald_killed, EVERYWHERE, 50, 3, all_kinds),
         Fault("disk of the state directory full, daemon killed", disk_filled, EVERYWHERE, 50, 2, all_kinds),
         Fault("model killed with -9", model_killed_9, EVERYWHERE, 50, 3, all_kinds),

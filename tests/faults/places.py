@@ -31,6 +31,8 @@ BACKLOG = 4096
 ANSWERS_WITHIN_S = 20.0
 STOPS_WITHIN_S = 50.0
 TOLD_LINES = 25
+REPEATS = 100
+UNANSWERED = ("Transport endpoint", "disconnected from message bus", "Connection reset by peer", "Connection refused")
 JOURNAL = ("--no-pager", "--quiet", "-o", "short-precise", "--lines=4000")
 
 Json = dict[str, Any]
@@ -56,7 +58,7 @@ class Place:
     instance = ""
 
     def __init__(self) -> None:
-        self.mark = f"faults-{os.getpid()}-{self.name}"
+        self.mark = f"faults-{os.getpid()}"
         self.config: Json = {}
         self.config_file = Path()
         self._version = 0
@@ -109,9 +111,9 @@ class Place:
 
         await eventually(is_healthy, "the daemon answers", ANSWERS_WITHIN_S)
 
-    async def condition(self) -> str:
-        """Return what it says about itself."""
-        return (await ask(self.port, "GET", "/health?verbose")).text
+    async def config_error(self) -> str:
+        """Return what it says to be wrong with its configuration."""
+        return str((await ask(self.port, "GET", "/health?verbose")).json()["config"]["error"] or "")
 
     async def running(self) -> dict[str, str]:
         """Return what it says is running: model → state."""
@@ -247,7 +249,7 @@ class Private(Place):
     async def systemctl(self, *arguments: str) -> str:
         runtime = self.folder / self.instance / "private"
         bus = {"XDG_RUNTIME_DIR": str(runtime), "DBUS_SESSION_BUS_ADDRESS": f"unix:path={runtime}/bus"}
-        return await output("systemctl", "--user", *arguments, env={**os.environ, **bus})
+        return await answer_of("systemctl", "--user", *arguments, env={**os.environ, **bus})
 
 
 class Service(Place):
@@ -312,7 +314,7 @@ class Service(Place):
         return last_lines(await output("journalctl", *JOURNAL, "-u", "llamaswapd.service"))
 
     async def systemctl(self, *arguments: str) -> str:
-        return await output("systemctl", *arguments)
+        return await answer_of("systemctl", *arguments)
 
 
 class UserService(Service):
@@ -344,7 +346,20 @@ class UserService(Service):
     async def systemctl(self, *arguments: str) -> str:
         own = (f"XDG_RUNTIME_DIR=/run/user/{self.uid}", f"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{self.uid}/bus")
         become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *own)
-        return await output(*become, "systemctl", "--user", *arguments)
+        return await answer_of(*become, "systemctl", "--user", *arguments)
+
+
+async def answer_of(*argv: str, env: Mapping[str, str] | None = None) -> str:
+    """Return what systemctl prints; a question is repeated that systemd cannot answer as it executes itself anew."""
+    is_question = {"show", "list-units"} & {*argv}
+    for _ in range(REPEATS if is_question else 0):
+        try:
+            return await output(*argv, env=env)
+        except Failed as failed:
+            if not any(text in str(failed) for text in UNANSWERED):
+                raise
+            await asyncio.sleep(0.05)
+    return await output(*argv, env=env)
 
 
 async def output(*argv: str, env: Mapping[str, str] | None = None) -> str:
