@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import shlex
+import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import StartError
 from llamaswapd.systemd import backend as module
@@ -176,27 +179,160 @@ async def test_a_failed_leftover_of_the_same_name_is_replaced(backend: SystemdBa
     assert not unit.ended.done()
 
 
-async def test_a_cleared_instance_has_no_units_and_others_keep_theirs(
-    connect: Connect, backend: SystemdBackend
-) -> None:
+async def test_only_units_of_the_instance_are_found(connect: Connect, backend: SystemdBackend) -> None:
     async with connect("tt") as neighbour:
         own = [await backend.start(model(id=name)) for name in ("a", "b")]
-        other = await neighbour.start(model(id="a"))
-        pids = [unit.pid for unit in own]
-        assert await clear(backend) == [unit.name for unit in own]
-        assert not any(is_alive(pid) for pid in pids)
-        assert is_alive(other.pid)
+        await neighbour.start(model(id="a"))
+        assert sorted(found.unit.name for found in await backend.find()) == [unit.name for unit in own]
 
 
-async def test_the_units_of_a_daemon_that_died_are_cleared_by_the_next(connect: Connect, private: Any) -> None:
-    dead = await Manager.connect("private", private.bus_address)
+@pytest.fixture
+async def earlier(private: Any) -> AsyncIterator[SystemdBackend]:
+    """The backend of a daemon that dies, sooner or later than the test's own comes."""
+    manager = await Manager.connect("private", private.bus_address)
     journal = Journal("private", "t", private.journal_dir)
-    unit = await SystemdBackend(dead, host(dead, "t"), private.cgroup_root, journal).start(model())
-    await dead.close()
-    assert is_alive(unit.pid)
-    async with connect("t") as backend:
-        assert await clear(backend) == [unit.name]
-    assert not is_alive(unit.pid)
+    yield SystemdBackend(manager, host(manager, "t"), private.cgroup_root, journal)
+    await manager.close()
+
+
+class TestFinding:
+    async def test_a_unit_says_what_it_is(self, earlier: SystemdBackend, backend: SystemdBackend) -> None:
+        started = model(id="modèle/模型", port=5800, systemd={"TimeoutStopSec": ("3s",)})
+        before = time.monotonic()
+        unit = await earlier.start(started)
+        (found,) = await backend.find()
+        assert (found.model_id, found.fingerprint, found.port) == ("modèle/模型", fingerprint(started), 5800)
+        assert (found.unit.name, found.unit.pid, found.unit.invocation) == (unit.name, unit.pid, unit.invocation)
+        assert found.is_up
+        assert before <= found.began <= time.monotonic()
+        assert found.grace_s == 3
+        assert found.unit.resources().cpu_s is not None
+
+    async def test_it_is_stopped_like_one_that_was_started(
+        self, earlier: SystemdBackend, backend: SystemdBackend
+    ) -> None:
+        unit = await earlier.start(model())
+        (found,) = await backend.find()
+        await found.unit.stop(20)
+        assert not is_alive(unit.pid)
+        assert str(await found.unit.ended) == str(await unit.ended) == "killed by SIGTERM"
+        assert await backend.find() == []
+
+    async def test_its_end_is_noticed_with_its_cause(self, earlier: SystemdBackend, backend: SystemdBackend) -> None:
+        await earlier.start(model())
+        await earlier.manager.close()
+        (found,) = await backend.find()
+        os.kill(found.unit.pid, signal.SIGSEGV)
+        assert "SIGSEGV" in str(await found.unit.ended)
+        await found.unit.stop(20)
+        assert await backend.find() == []
+
+    async def test_one_that_is_loading_is_up_until_it_fails(
+        self, earlier: SystemdBackend, backend: SystemdBackend, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        loading = shell("echo > $0; read line < $0; exit 3", str(tmp_path / "fifo"))
+        starting = asyncio.create_task(earlier.start(model(loading, systemd={"Type": ("notify",)})))
+        await asyncio.to_thread((tmp_path / "fifo").read_text)
+        (found,) = await backend.find()
+        assert found.is_up
+        assert not found.unit.ended.done()
+        await asyncio.to_thread((tmp_path / "fifo").write_text, "go\n")
+        assert str(await found.unit.ended) == "exit status 3 (exit-code)"
+        with pytest.raises(StartError):
+            await starting
+
+    async def test_one_that_has_failed_says_how(
+        self, earlier: SystemdBackend, backend: SystemdBackend, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        held = model(shell(f"read line < {tmp_path}/fifo; exit 3"), systemd={"CollectMode": ("inactive",)})
+        unit = await earlier.start(held)
+        await asyncio.to_thread((tmp_path / "fifo").write_text, "go\n")
+        await unit.ended
+        (found,) = await backend.find()
+        assert not found.is_up
+        assert str(found.unit.ended.result()) == "exit status 3 (exit-code)"
+        await found.unit.stop(20)
+        assert await backend.find() == []
+
+    async def test_one_that_is_being_stopped_is_not_up(
+        self, earlier: SystemdBackend, backend: SystemdBackend, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        slow = f"trap 'echo > {tmp_path}/fifo; read line < {tmp_path}/fifo; exit' TERM; echo > {tmp_path}/fifo"
+        unit = await earlier.start(model(shell(f"{slow}; while :; do sleep 0.05; done")))
+        await asyncio.to_thread((tmp_path / "fifo").read_text)
+        stopping = asyncio.create_task(unit.stop(20))
+        await asyncio.to_thread((tmp_path / "fifo").read_text)
+        (found,) = await backend.find()
+        assert not found.is_up
+        assert not found.unit.ended.done()
+        await asyncio.to_thread((tmp_path / "fifo").write_text, "go\n")
+        await stopping
+        await found.unit.stop(20)
+
+    async def test_one_that_ends_meanwhile_is_found_to_have_ended_or_not_at_all(
+        self, earlier: SystemdBackend, backend: SystemdBackend
+    ) -> None:
+        for _ in range(20):
+            unit = await earlier.start(model())
+            finding = asyncio.ensure_future(backend.find())
+            os.kill(unit.pid, signal.SIGKILL)
+            for found in await finding:
+                assert "SIGKILL" in str(await found.unit.ended)
+                await found.unit.stop(20)
+            await unit.stop(20)
+
+    async def test_a_unit_made_by_hand_has_no_fingerprint(self, private: Any, backend: SystemdBackend) -> None:
+        argv = (
+            "systemd-run",
+            "--user",
+            "--quiet",
+            "--collect",
+            "-u",
+            "llamaswapd-t-model-hand.service",
+            "sleep",
+            "600",
+        )
+        process = await asyncio.create_subprocess_exec(*argv, env={**os.environ, **private.environment})
+        assert await process.wait() == 0
+        (found,) = await backend.find()
+        assert (found.model_id, found.fingerprint, found.port, found.is_up) == ("hand", "", None, True)
+
+    async def test_one_without_a_time_limit_gets_one_for_a_stop(
+        self, earlier: SystemdBackend, backend: SystemdBackend
+    ) -> None:
+        await earlier.start(model(systemd={"TimeoutStopSec": ("infinity",)}))
+        (found,) = await backend.find()
+        assert found.grace_s == module.LEFTOVER_GRACE_S
+
+    async def test_one_whose_file_cannot_be_read_any_more_is_found(
+        self, private: Any, earlier: SystemdBackend, backend: SystemdBackend
+    ) -> None:
+        unit = await earlier.start(model())
+        process = await asyncio.create_subprocess_exec(
+            "systemctl", "--user", "daemon-reload", env={**os.environ, **private.environment}
+        )
+        assert await process.wait() == 0
+        (found,) = await backend.find()
+        assert (found.is_up, found.unit.pid) == (True, unit.pid)
+        assert found.fingerprint == fingerprint(model())
+
+
+async def test_a_start_that_is_cancelled_while_leaving_goes_on_without_us(
+    backend: SystemdBackend, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    loading = shell("echo > $0; exec sleep 600", str(tmp_path / "fifo"))
+    starting = asyncio.create_task(backend.start(model(loading, systemd={"Type": ("notify",)})))
+    await asyncio.to_thread((tmp_path / "fifo").read_text)
+    backend.leave()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    (found,) = await backend.find()
+    assert found.is_up
 
 
 async def test_a_line_of_the_log_can_be_waited_for_and_read_again(backend: SystemdBackend) -> None:

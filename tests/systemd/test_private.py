@@ -108,6 +108,17 @@ async def test_a_unit_runs_below_the_cgroup_root(private: PrivateManager) -> Non
     assert not below.exists()
 
 
+async def test_a_bus_that_dies_comes_back_however_often(folder: Path) -> None:
+    async with started(folder) as manager:
+        for _ in range(8):  # the default limit is 5 starts in 10 s
+            bus = await output(
+                "systemctl", "--user", "show", "--value", "-p", "MainPID", "dbus.service", manager=manager
+            )
+            os.kill(int(bus), signal.SIGKILL)
+            assert await manager._answers()
+        assert (await PrivateManager.start(folder)).cgroup_root == manager.cgroup_root  # joined, not replaced
+
+
 async def test_nothing_outside_changes(folder: Path) -> None:
     before = world()
     async with started(folder) as manager:

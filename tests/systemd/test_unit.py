@@ -195,6 +195,17 @@ def test_the_journal_fields_say_whose_lines_these_are() -> None:
     ]
 
 
+def test_the_journal_fields_say_what_a_later_daemon_has_to_know() -> None:
+    fields = value_of(build(model(port=5801, ttl=300), HOST), "LogExtraFields")
+    assert fields[-2:] == [b"LLAMASWAP_PORT=5801", b"LLAMASWAP_TTL=300"]
+
+
+@pytest.mark.parametrize("ttl", [0, -1])
+def test_without_a_ttl_there_is_no_field_for_it(ttl: int) -> None:
+    fields = value_of(build(model(ttl=ttl), HOST), "LogExtraFields")
+    assert not [field for field in fields if field.startswith((b"LLAMASWAP_TTL", b"LLAMASWAP_PORT"))]
+
+
 def test_description_and_identifier_are_printable() -> None:
     spec = build(model(id="a%\n\x1b\\"), HOST)
     assert value_of(spec, "Description") == "llama-swap model a%___"
