@@ -41,7 +41,7 @@ from llamaswapd.systemd.connect import Wanted, connect
 from llamaswapd.systemd.keeper import Keeper
 from llamaswapd.systemd.own_unit import own_job
 from llamaswapd.systemd.unit import check_instance
-from llamaswapd.watch import Watcher
+from llamaswapd.watch import Content, Watcher, look
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ async def run(options: Options) -> int:
     if options.instance:
         check_instance(options.instance)
     observer, condition = Observer(), Condition()
+    files = look(options.watched)
     loaded = options.read()
     options.heed(loaded, observer)
     config = loaded.config
@@ -120,7 +121,7 @@ async def run(options: Options) -> int:
             config = options.read(ports).config
         engine = Engine(config, backend, durations)
         engine.adopt(found, await asyncio.to_thread(memory.read))
-        daemon = Daemon(options, engine, observer, activity, durations, notify, condition, memory, keeper)
+        daemon = Daemon(options, engine, observer, activity, durations, notify, condition, memory, keeper, files)
         backend.manager.on_connection = daemon.note_bus
         backend.manager.on_dead = daemon.lose_systemd
         await daemon.run(listeners)
@@ -141,6 +142,7 @@ class Daemon:
         condition: Condition,
         memory: StateFile,
         keeper: Keeper,
+        files: Mapping[Path, Content],
     ) -> None:
         self._options = options
         self._engine = engine
@@ -153,6 +155,7 @@ class Daemon:
         self._notify = notify
         self._memory = memory
         self._keeper = keeper
+        self._files = files  # as they were before they were read
         self._reload_wanted = asyncio.Event()
         self._preloading = asyncio.Event()
         self._has_changed = asyncio.Event()  # what systemctl status says
@@ -200,7 +203,9 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._front.drained()
-        if await self._is_to_keep_models():
+        keeps_models = await self._is_to_keep_models()
+        self._front.cut("llamaswapd is being restarted" if keeps_models else "llamaswapd is stopping")
+        if keeps_models:
             await self._leave_models()
         else:
             await self._engine.close(max(deadline - now(), LEAST_GRACE_S))
@@ -223,7 +228,6 @@ class Daemon:
 
     async def _leave_models(self) -> None:
         log.info("models stay, for the next llamaswapd")
-        self._front.cut("llamaswapd is being restarted")
         await self._write_memory()
         await self._engine.keep()
 
@@ -297,7 +301,7 @@ class Daemon:
 
     async def _watch_config(self) -> None:
         if self._options.watch_config:
-            async with Watcher(self._options.watched, self._reload):
+            async with Watcher(self._options.watched, self._reload, self._files):
                 await asyncio.Event().wait()
 
     def _reload(self) -> None:

@@ -72,8 +72,13 @@ class Scene:
         return path in self.telling or os.path.dirname(path) in self.whole
 
 
+def look(paths: Callable[[], Iterable[Path]]) -> Mapping[Path, Content]:
+    """Return what the files are now, for a `Watcher` that begins later. Blocks for as long as the file system does."""
+    return _scene(paths).files
+
+
 class Watcher:
-    """Calls `changed` when some of the files are others than at its last call, or at the start.
+    """Calls `changed` when some of the files are others than at its last call, at first than `since`, or at the start.
 
     `paths` returns the files, and the directories in which files may come and go. It is asked in another thread, after
     each event, and may block but not raise. `changed` is called in the event loop's thread, when nothing has happened
@@ -83,7 +88,11 @@ class Watcher:
     """
 
     def __init__(
-        self, paths: Callable[[], Iterable[Path]], changed: Callable[[], None], patience_s: float = PATIENCE_S
+        self,
+        paths: Callable[[], Iterable[Path]],
+        changed: Callable[[], None],
+        since: Mapping[Path, Content] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._paths = paths
         self._patience_s = patience_s
@@ -93,6 +102,7 @@ class Watcher:
         self._open: set[str] = set()  # files that were made and not yet closed
         self._closed: set[str] = set()  # paths at which something was finished since `_seen`
         self._renewed: set[str] = set()  # the same since the last look
+        self._since = since
         self._seen: Mapping[Path, Content] = {}
         self._held: Collection[Content] = ()  # what the last look found half written
 
@@ -100,7 +110,11 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         try:
             await asyncio.to_thread(self._inotify.start)
-            self._seen = (await self._look()).files
+            files = (await self._look()).files
+            self._seen = files if self._since is None else self._since
+            if files != self._seen:
+                self._closed.update(content.path for content in files.values())  # as far as anybody can know
+                self._happened.set()
         except BaseException:
             await asyncio.to_thread(self._inotify.stop)
             raise

@@ -15,7 +15,7 @@ import pytest
 from watchdog.utils import BaseThread
 
 from llamaswapd import watch
-from llamaswapd.watch import Watcher
+from llamaswapd.watch import Watcher, look
 
 
 class Reports:
@@ -48,7 +48,7 @@ async def watching(*paths: Path, patience_s: float = 3600) -> AsyncIterator[Repo
 @asynccontextmanager
 async def watching_all(paths: Callable[[], Iterable[Path]], patience_s: float = 3600) -> AsyncIterator[Reports]:
     reports = Reports()
-    async with Watcher(paths, reports, patience_s):
+    async with Watcher(paths, reports, patience_s=patience_s):
         yield reports
     assert not [thread for thread in threading.enumerate() if isinstance(thread, BaseThread)]
     assert reports.threads <= {threading.current_thread()}
@@ -372,6 +372,15 @@ async def test_a_file_mounted_by_itself_may_be_written_by_its_other_name(file: P
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_changed_after_it_was_read_and_before_it_was_watched_is_reported(file: Path) -> None:
+    before = look(lambda: [file])
+    async with Watcher(lambda: [file], unchanged := Reports(), before):
+        assert unchanged.count == 0
+    file.write_text("another")
+    async with Watcher(lambda: [file], changed := Reports(), before):
+        await changed.one()
 
 
 async def test_too_few_descriptors_are_a_warning(file: Path) -> None:

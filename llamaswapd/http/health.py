@@ -11,10 +11,11 @@ from llamaswapd.condition import Condition
 from llamaswapd.core.lifecycle import State
 from llamaswapd.engine import Engine
 from llamaswapd.http.answers import json_answer, text_answer
+from llamaswapd.http.auth import authorize
 
 
 class Health:
-    """Handlers of `/health` and `/wol-health`. Both are open to everybody: load balancers have no key."""
+    """Handlers of `/health` and `/wol-health`, which are open to everybody: load balancers have no key."""
 
     def __init__(self, engine: Engine, condition: Condition) -> None:
         self._engine = engine
@@ -23,10 +24,13 @@ class Health:
     async def health(self, request: web.Request) -> web.Response:
         """Say that the front end is up or, with `verbose` in the query, what an operator would want to know.
 
-        503 when the daemon is stopping, so that nobody sends more; with trouble it still serves what runs: 200.
+        503 when the daemon is stopping, so that nobody sends more; with trouble it still serves what runs: 200. What it
+        says then may quote the configuration, so that takes a key if there are any; raises Unauthorized.
         """
         if "verbose" not in request.query:
             return text_answer("OK")
+        if keys := self._engine.config.api_keys:
+            authorize(request.headers, keys)
         condition, statuses = self._condition, self._engine.statuses()
         counts = Counter(status.state for status in statuses)
         report = {

@@ -49,9 +49,11 @@ async def test_a_daemon_that_is_stopping_wants_no_more_traffic() -> None:
         assert await plain(it) == (200, b"OK")
 
 
-async def test_no_key_is_needed_as_for_plain_health() -> None:
+async def test_what_may_quote_the_configuration_takes_a_key_and_plain_health_none() -> None:
     async with house(Engine(api_keys=("k",))) as it:
-        assert (await it.ask("/health?verbose")).json()["status"] == "ok"
+        assert (await it.ask("/health?verbose")).status == 401
+        assert (await it.ask("/health?verbose", "x-api-key: k")).json()["status"] == "ok"
+        assert await plain(it) == (200, b"OK")
 
 
 async def plain(it: House) -> tuple[int, bytes]:
