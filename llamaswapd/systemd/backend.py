@@ -28,6 +28,8 @@ LOG_LINES = 10  # shown when a start fails
 LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
+START_ATTEMPTS = 4  # each but the last may find the name taken, or systemd reading its files
+
 FAILED_START_GRACE_S = 5.0  # from SIGTERM to SIGKILL when a start fails or is given up (llama-swap)
 
 NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
@@ -101,19 +103,25 @@ class SystemdBackend:
         return self._journal.follow(models, history_bytes)
 
     async def _start(self, spec: unit.UnitSpec, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
-        running = self._unit(spec.name, words[0])
-        try:
-            return running, await self._begin(running, spec, model)
-        except Refused as error:
-            if error.name != UNIT_EXISTS:
-                raise
-        # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody knows of any
-        # more, stands in for the model and has to go.
-        leftover = self._unit(spec.name)
-        await leftover.attach()
-        await leftover.stop(float(model.unload_timeout))
-        running = self._unit(spec.name, words[0])
-        return running, await self._begin(running, spec, model)
+        for _ in range(START_ATTEMPTS):
+            running = self._unit(spec.name, words[0])
+            try:
+                outcome = await self._begin(running, spec, model)
+            except Refused as error:
+                if error.name != UNIT_EXISTS:
+                    raise
+                # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody
+                # knows of any more, stands in for the model and has to go.
+                leftover = self._unit(spec.name)
+                await leftover.attach()
+                await leftover.stop(float(model.unload_timeout))
+            else:
+                if outcome != "failed" or running.invocation:
+                    return running, outcome
+                # systemd 252 cannot read the file that it writes for ExecStartEx=. If it reads its files anew before
+                # it has come to the start, it fails, or forgets it.
+                log.warning("<%s> systemd has not begun to start %s, ordering it again", model.id, spec.name)
+        raise StartError(f"systemd does not start {spec.name}; see systemctl status {spec.name}")
 
     async def _begin(self, running: RunningUnit, spec: unit.UnitSpec, model: ModelConfig) -> str:
         limit_s = float(model.health_check_timeout)

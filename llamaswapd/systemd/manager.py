@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from llamaswapd.errors import BusLost, ManagerUnavailable, UnitError
 from llamaswapd.systemd.bus import BUS, CALL_TIMEOUT_S, Answer, Bus, Call, Refused, values, variant
-from llamaswapd.systemd.watched import FORGOTTEN, JobKind, Watch, is_stand_in
+from llamaswapd.systemd.watched import JobKind, Watch, is_stand_in
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +103,7 @@ class Manager:
         """StartTransientUnit; returns the result of its job."""
         settings = [[name, variant(signature, value)] for name, signature, value in properties]
         body: tuple[object, ...] = (watch.unit, "replace", settings, [])
-        while (result := await self._job(watch, "start", "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)) == FORGOTTEN:
-            log.warning("systemd has forgotten the start of %s, starting it again", watch.unit)
-        return result
+        return await self._job(watch, "start", "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
 
     async def stop_unit(self, watch: Watch) -> str:
         """StopUnit; returns the result of its job."""

@@ -15,10 +15,6 @@ from llamaswapd.errors import BusLost
 
 JobKind = Literal["start", "stop"]
 
-# No result of systemd's: it has executed itself anew before it came to the start, and has forgotten both job and unit.
-# systemd 252 does, as it cannot read the file that it has written for a unit with ExecStartEx=.
-FORGOTTEN = "forgotten"
-
 RUNS = {"active", "reloading", "refreshing"}  # values of ActiveState to which a start leads
 RESTS = {"inactive", "failed"}  # to which a stop leads
 
@@ -84,24 +80,9 @@ class Watch:
         A unit that is not loaded has an object, too: it has no invocation, as has no other run of a unit of this name.
         """
         is_another = self._invocation not in (b"", bytes(properties["InvocationID"]))
-        if is_stand_in(properties) and self._is_to_start():
-            self._forget_jobs()
-        elif is_stand_in(properties) or is_another:
+        if is_stand_in(properties) or is_another:
             self.unit_removed()
-        else:
-            self._take(properties)
-
-    def _is_to_start(self) -> bool:
-        return not self._invocation and any(
-            job.kind == "start" and not job.result.done() for job in self._jobs.values()
-        )
-
-    def _forget_jobs(self) -> None:
-        self._is_there = False
-        for job in self._jobs.values():
-            job.end(FORGOTTEN if job.kind == "start" else _outcome(job, "inactive"))
-
-    def _take(self, properties: dict[str, Any]) -> None:
+            return
         self._is_there = True
         self.changed(properties)
         (_, current), state = properties["Job"], properties["ActiveState"]

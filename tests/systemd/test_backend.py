@@ -320,6 +320,24 @@ class TestFinding:
         assert found.fingerprint == fingerprint(model())
 
 
+@pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
+async def test_models_start_and_stop_while_systemd_reads_its_files_anew(
+    private: Any, backend: SystemdBackend, verb: str
+) -> None:
+    async def anew() -> None:
+        for _ in range(10):
+            argv = ("systemctl", "--user", verb)
+            process = await asyncio.create_subprocess_exec(*argv, env={**os.environ, **private.environment})
+            assert await process.wait() == 0
+
+    reading = asyncio.create_task(anew())
+    while not reading.done():
+        unit = await backend.start(model())
+        assert not unit.ended.done()
+        await unit.stop(20)
+    await reading
+
+
 async def test_a_start_that_is_cancelled_while_leaving_goes_on_without_us(
     backend: SystemdBackend, tmp_path: Path
 ) -> None:

@@ -509,14 +509,6 @@ async def test_a_start_goes_on_while_systemd_reloads(private: Any, make: Make, f
     assert not unit.ended.done()
 
 
-async def test_units_start_and_stop_while_systemd_executes_itself_anew(private: Any, make: Make) -> None:
-    anew = asyncio.ensure_future(systemctl(private, "daemon-reexec"))
-    while not anew.done():
-        unit = await start(make())
-        await unit.stop(20)
-    await anew
-
-
 async def test_a_start_that_is_left_leaves_the_unit_as_it_is(make: Make, fifo: Path) -> None:
     unit = make()
     never_ready = shell(f"echo $$ > {fifo}; exec sleep 600", Type=("s", "notify"))
