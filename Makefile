@@ -3,11 +3,12 @@
 
 PYTHON ?=
 ARGS ?=
+RUNS ?=
 BIN := .venv/bin
 # Its folders stay behind for a look; not in /tmp.
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
-.PHONY: demo test check testbed bench clean setup
+.PHONY: demo test check testbed faults bench clean setup
 
 demo:
 	@tests/setup demo "$(PYTHON)"
@@ -25,6 +26,10 @@ check: setup
 # The same program on Debian 12 and 13 with systemd as PID 1, and in a machine with real cgroup controllers.
 testbed: setup
 	$(PYTEST) -m testbed $(ARGS)
+
+# Kill, block, starve and restart everything, under load; RUNS=50 for hours of it, see tests/faults/README.md.
+faults: setup
+	$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
 # Against nginx, a Go stand-in for llama-swap and the bare upstream; see bench/README.md.
 bench: setup

@@ -21,7 +21,7 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.elsewhere import SUITES, in_container, in_vm
+from tests.faults.elsewhere import SUITES, NoBed, in_container, in_vm
 from tests.faults.faults import PRIVATE, SYSTEM, USER, VM, faults
 from tests.faults.places import Place, Private, Service, UserService
 from tests.faults.stage import Fault, Row, Stage
@@ -89,6 +89,9 @@ def runs(fault: Fault, wanted: int) -> int:
 
 
 async def everywhere(options: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        print("only root can do this", file=sys.stderr)
+        return 2
     began = time.monotonic()
     print(f"seed {options.seed}", flush=True)
     places = options.where.split(",")
@@ -117,8 +120,11 @@ async def rows_of(place: str, options: argparse.Namespace) -> list[Row]:
         return await told(place, (sys.executable, *ours(PRIVATE)))
     if place == "vm":
         return await told(place, in_vm("bookworm", ours(f"{VM}:vm")))
-    with in_container(place, [ours(f"{SYSTEM}:{place}"), ours(f"{USER}:{place}, user")]) as argv:
-        return await told(place, argv)
+    try:
+        with in_container(place, [ours(f"{SYSTEM}:{place}"), ours(f"{USER}:{place}, user")]) as argv:
+            return await told(place, argv)
+    except NoBed as error:
+        return [Row("all", place, problems=[f"no container: {error}"])]
 
 
 async def told(place: str, argv: Iterable[str]) -> list[Row]:

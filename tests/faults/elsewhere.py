@@ -58,8 +58,12 @@ def in_vm(suite: str, play: Sequence[str]) -> list[str]:
     return [str(TESTBED), "vm", "--suite", suite, "--timeout", "3600", *copies, "--", *command]
 
 
+class NoBed(Exception):
+    """`testbed` could not do what it was told."""
+
+
 def drive(*arguments: str) -> None:
-    """Run `testbed`; raises RuntimeError with its output."""
+    """Run `testbed`; raises NoBed with its output."""
     done = subprocess.run([TESTBED, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"testbed {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout}")
+        raise NoBed(f"testbed {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout}")

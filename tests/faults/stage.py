@@ -57,12 +57,11 @@ class Row:
     orphans: int = 0
     longest_stall_ms: int = 0
     problems: list[str] = field(default_factory=list)
-    not_run: str = ""  # why not
     seconds: float = 0.0
 
     @property
     def is_good(self) -> bool:
-        return bool(self.not_run) or not (self.problems or self.failed)
+        return not (self.problems or self.failed)
 
     def as_json(self) -> Json:
         return asdict(self)

@@ -22,8 +22,6 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
-    if row.not_run:
-        return (row.fault, row.where, "0", *("" for _ in HEADS[4:]), f"not run: {row.not_run}")
     failed = ", ".join(f"{count} {kind}" for kind, count in sorted(row.failed.items())) or "0"
     numbers = (row.ended_with_it, row.retried, row.pids_changed, row.orphans, row.longest_stall_ms)
     verdict = "ok" if row.is_good else "FAILED"
