@@ -120,7 +120,7 @@ class Bus:
     def post(self, call: Call) -> None:
         """Call a method whatever it answers, if there is still somebody to answer."""
         if self.is_connected:
-            self._library.send(_message(call)).add_done_callback(asyncio.Future.exception)
+            self._library.send(_message(call))
 
     def _take(self, message: Any) -> None:
         if message.message_type is dbus.MessageType.SIGNAL:
@@ -168,7 +168,13 @@ def _answer(call: Call, reply: Any) -> Answer:
 
 
 class _MessageBus(MessageBus):
-    """The library's, with two faults less that show when a bus is restarted."""
+    """The library's, with some faults less that show when a bus is restarted."""
+
+    def send(self, msg: Any) -> asyncio.Future[None]:  # type: ignore[override]
+        # A call that could not be sent is not answered either; without this, asyncio complains that nobody has asked.
+        sent: asyncio.Future[None] = super().send(msg)
+        sent.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+        return sent
 
     def give_up(self) -> None:
         """Undo a `connect` that has failed or was cancelled half-way, which dbus-next leaves to the collector."""

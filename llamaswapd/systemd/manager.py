@@ -173,7 +173,7 @@ class Manager:
             self._is_settled = not body[0]
             if self._is_settled:
                 self._look_later()
-        elif member == "NameOwnerChanged":
+        elif member == "NameOwnerChanged" and body[1]:  # there was an owner, so it is not one for which we wait
             # A systemd that executes itself anew leaves the bus and joins it again. Its signals were missed, and the
             # next ones need a subscription: no other case than a bus that was restarted.
             self._systemd_left = True

@@ -240,13 +240,30 @@ async def test_a_bus_without_systemd_is_no_manager(bus: Bus) -> None:
         await Manager.connect("private", bus.address)
 
 
-async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
-    def is_connected() -> bool:
-        return any(task.get_name() == "end of a connection to the bus" for task in asyncio.all_tasks())
+def is_connected() -> bool:
+    return any(task.get_name() == "end of a connection to the bus" for task in asyncio.all_tasks())
 
-    connecting = asyncio.create_task(Manager.connect("user", bus.address))  # waits for a systemd to join the bus
+
+async def connecting_to_a_bus_without_systemd(bus: Bus) -> asyncio.Task[Manager]:
+    """Connect to a user's manager that has yet to join the bus."""
+    connecting = asyncio.create_task(Manager.connect("user", bus.address))
     while not is_connected():  # noqa: ASYNC110, nothing tells of it
         await asyncio.sleep(0)
+    return connecting
+
+
+async def test_a_systemd_that_joins_the_bus_after_us_is_waited_for(bus: Bus) -> None:
+    connecting = await connecting_to_a_bus_without_systemd(bus)
+    stand_in = StandIn(bus.address)
+    await stand_in.join()
+    manager = await connecting
+    await manager.thaw_unit(UNIT)
+    await manager.close()
+    await stand_in.leave()
+
+
+async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
+    connecting = await connecting_to_a_bus_without_systemd(bus)
     connecting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await connecting
