@@ -177,6 +177,14 @@ def _both_timeouts(name: str, texts: Sequence[str]) -> list[Property]:
     return [("TimeoutStartUSec", "t", value), ("TimeoutStopUSec", "t", value)]
 
 
+def _commands(name: str, texts: Sequence[str]) -> list[Property]:
+    """Return the plain property where it can say all of it: systemd 252 cannot read its own file with the other one."""
+    commands = [read.command(text) for text in texts]
+    if all({*flags} <= {"ignore-failure"} for _, _, flags in commands):
+        return [(name, "a(sasb)", [[path, argv, bool(flags)] for path, argv, flags in commands])]
+    return [(f"{name}Ex", "a(sasas)", [[path, argv, flags] for path, argv, flags in commands])]
+
+
 def _exit_statuses(name: str, texts: Sequence[str]) -> list[Property]:
     lists = [read.exit_statuses(text) for text in texts]
     return [(name, "(aiai)", [[x for first, _ in lists for x in first], [x for _, second in lists for x in second]])]
@@ -215,9 +223,7 @@ COUNT = number("u", 0, _MAX_U32)
 MODE = one("u", read.octal, "an octal file mode such as 0077")
 SIGNAL = one("i", read.signal_number, "a signal such as SIGTERM or 15")
 STATUSES = Kind("a list of exit statuses and signals such as 7 TEMPFAIL SIGUSR1", _exit_statuses)
-COMMANDS = many(
-    "a(sasas)", lambda text: [read.command(text)], "a command line with an absolute path or plain program name"
-)
+COMMANDS = Kind("a command line with an absolute path or plain program name", _commands)
 UNITS = many("as", read.unit_names, "a list of unit names such as network.target")
 WORDS = many("as", literals, "a list of words")
 VARIABLES = many("as", read.variable_names, "a list of variable names")

@@ -427,8 +427,8 @@ _COMMAND_FLAGS = {"-": "ignore-failure", ":": "no-env-expand", "+": "privileged"
 _QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1).)*\1""", re.DOTALL)
 
 
-def command(text: str) -> list[object]:
-    """Read `[-:+!@]program arguments...` into [program, arguments from the 0th, flags].
+def command(text: str) -> tuple[str, list[str], list[str]]:
+    """Read `[-:+!@]program arguments...` into program, arguments from the 0th, flags.
 
     The prefixes are those of systemd.service(5), "Command lines".
     """
@@ -443,10 +443,10 @@ def command(text: str) -> list[object]:
     if "!!" in prefix:
         flags.append("ambient")
     if "@" not in prefix:
-        return [argv[0], argv, flags]
+        return argv[0], argv, flags
     if len(argv) < 2:
         raise BadValue("after @ follow the program and the name that it is told")
-    return [argv[0], argv[1:], flags]
+    return argv[0], argv[1:], flags
 
 
 def chosen(text: str, among: Collection[str]) -> list[str]:

@@ -21,6 +21,8 @@ from llamaswapd.errors import UsageError
 
 Settings = Mapping[str, tuple[str, ...]]
 
+READS_PREFIXES_AGAIN = 257  # version of systemd, see `_start_command`
+
 # Names
 
 _NAME_BYTES = 255  # systemd.unit(5), suffix included
@@ -161,9 +163,18 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
 
 
 def _start_command(model: ModelConfig, host: Host) -> str:
-    """Return the command line; the prefix `:` keeps systemd from expanding `$`, as there is no shell in llama-swap."""
+    """Return the command line, in which systemd must expand no `$`, as there is no shell in llama-swap.
+
+    The prefix `:` keeps it from that, but a unit that has it is one that systemd 252 cannot read again at a
+    daemon-reload (seen; 257 can). It would run on, marked `bad-setting`. So `$` is doubled there.
+    """
     argv = split(model.cmd)
-    return ":" + " ".join(quote(word) for word in [host.find(argv[0]), *argv[1:]]) if argv else ""
+    if not argv:
+        return ""
+    command = " ".join(quote(word) for word in [host.find(argv[0]), *argv[1:]])
+    if "$" not in command:
+        return command
+    return f":{command}" if host.version >= READS_PREFIXES_AGAIN else command.replace("$", "$$")
 
 
 def _stop_commands(model: ModelConfig, host: Host) -> tuple[str, ...]:

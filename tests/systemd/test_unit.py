@@ -129,25 +129,39 @@ def test_the_object_path_escapes_everything_but_letters_and_digits() -> None:
 # The settings that the daemon needs
 
 
+NEW_HOST = dataclasses.replace(HOST, version=257)
+
+
 def test_the_command_runs_as_written_without_expansion() -> None:
     spec = build(
-        model(cmd="sh -c 'echo $HOME; echo \"100%\"'"), dataclasses.replace(HOST, find=lambda name: f"/bin/{name}")
+        model(cmd="sh -c 'echo $HOME; echo \"100%\"'"), dataclasses.replace(NEW_HOST, find=lambda name: f"/bin/{name}")
     )
     script = 'echo $HOME; echo "100%"'
     assert value_of(spec, "ExecStartEx") == [["/bin/sh", ["/bin/sh", "-c", script], ["no-env-expand"]]]
 
 
+def test_a_systemd_that_could_not_read_the_unit_again_is_told_so_by_doubled_dollars() -> None:
+    assert value_of(build(model(cmd="/bin/x $A $$"), HOST), "ExecStart") == [
+        ["/bin/x", ["/bin/x", "$$A", "$$$$"], False]
+    ]
+
+
+@pytest.mark.parametrize("host", [HOST, NEW_HOST])
+def test_a_command_without_dollars_needs_no_more_than_systemd_has_always_known(host: Host) -> None:
+    assert value_of(build(model(cmd="/bin/x a"), host), "ExecStart") == [["/bin/x", ["/bin/x", "a"], False]]
+
+
 def test_every_argument_reaches_the_bus_unchanged() -> None:
     spec = build(model(cmd=r'''/bin/x "" "a;b" ";" 'it"s' $A ${B} %n "\\" ü "two
-lines"'''), HOST)  # fmt: skip
+lines"'''), NEW_HOST)  # fmt: skip
     [[_, argv, _]] = value_of(spec, "ExecStartEx")
     assert argv[1:] == ["", "a;b", ";", 'it"s', "$A", "${B}", "%n", "\\", "ü", "two\nlines"]
 
 
 def test_cmd_stop_gets_the_main_process_and_is_followed_by_a_wait_for_its_end() -> None:
     spec = build(model(cmd_stop="/bin/stop --pid ${PID} $HOME $$"), HOST)
-    stop, wait = value_of(spec, "ExecStopEx")
-    assert stop == ["/bin/stop", ["/bin/stop", "--pid", "${MAINPID}", "$$HOME", "$$$$"], ["ignore-failure"]]
+    stop, wait = value_of(spec, "ExecStop")
+    assert stop == ["/bin/stop", ["/bin/stop", "--pid", "${MAINPID}", "$$HOME", "$$$$"], True]
     assert wait[1][:2] == ["tail", "--pid=${MAINPID}"]
     assert value_of(spec, "TimeoutStopFailureMode") == "kill"
 
@@ -155,7 +169,7 @@ def test_cmd_stop_gets_the_main_process_and_is_followed_by_a_wait_for_its_end() 
 @pytest.mark.parametrize("cmd_stop", ["", "  ", "# only a comment"])
 def test_without_a_usable_cmd_stop_systemd_sends_sigterm(cmd_stop: str) -> None:
     names = [name for name, _, _ in build(model(cmd_stop=cmd_stop), HOST).properties]
-    assert "ExecStopEx" not in names
+    assert "ExecStop" not in names
     assert "TimeoutStopFailureMode" not in names
 
 
@@ -297,7 +311,7 @@ def test_a_unit_is_printed_in_sections_with_one_assignment_a_line() -> None:
     lines = to_unit_file(spec).splitlines()
     assert lines[:3] == ["# llamaswapd-model-qwen.service", "[Unit]", "Description=llama-swap model qwen"]
     service = lines[lines.index("[Service]") :]
-    assert 'ExecStart=:/bin/sh -c "echo $X 100%%"' in service
+    assert 'ExecStart=/bin/sh -c "echo $$X 100%%"' in service
     assert {'Environment="A=b c"', "MemoryMax=24G", "LogExtraFields=LLAMASWAP_MODEL=qwen"} <= set(service)
 
 
