@@ -249,8 +249,8 @@ WANTED = """
     JobRunningTimeoutUSec RequiresMountsFor Conditions Slice
     Type ExitType NotifyAccess RemainAfterExit TimeoutStartUSec TimeoutStopUSec TimeoutAbortUSec RuntimeMaxUSec
     WatchdogUSec TimeoutStopFailureMode Restart RestartUSec SuccessExitStatus RestartPreventExitStatus
-    RestartForceExitStatus KillMode KillSignal FinalKillSignal WatchdogSignal SendSIGKILL ExecStartPreEx ExecStartPre ExecStart
-    ExecStartPost ExecCondition ExecReload ExecStop ExecStopPost OOMPolicy FileDescriptorStoreMax
+    RestartForceExitStatus KillMode KillSignal FinalKillSignal WatchdogSignal SendSIGKILL ExecStartPreEx ExecStartPre
+    ExecStart ExecStartPost ExecCondition ExecReload ExecStop ExecStopPost OOMPolicy FileDescriptorStoreMax
     User Group SupplementaryGroups DynamicUser WorkingDirectory UMask Environment EnvironmentFiles UnsetEnvironment
     PassEnvironment Nice OOMScoreAdjust LimitNOFILE LimitNOFILESoft LimitMEMLOCK LimitMEMLOCKSoft LimitCORE
     LimitCORESoft SetCredential LoadCredential RuntimeDirectory StateDirectory CacheDirectory LogsDirectory
