@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,9 @@ async def rows_of(place: str, options: argparse.Namespace) -> list[Row]:
     if place == "vm":
         return await told(place, in_vm("bookworm", ours(f"{VM}:vm")))
     try:
-        with in_container(place, [ours(f"{SYSTEM}:{place}"), ours(f"{USER}:{place}, user")]) as argv:
-            return await told(place, argv)
+        with ExitStack() as stack:
+            plays = [ours(f"{SYSTEM}:{place}"), ours(f"{USER}:{place}, user")]
+            return await told(place, await asyncio.to_thread(stack.enter_context, in_container(place, plays)))
     except NoBed as error:
         return [Row("all", place, problems=[f"no container: {error}"])]
 

@@ -136,8 +136,11 @@ async def broken(stage: Stage) -> None:
 
         await eventually(is_told, "/health?verbose tells of the broken file", 10)
         if isinstance(place, Service):
-            text = await place.status_text()
-            assert "config" in text.lower(), f"STATUS= does not tell of the broken file: {text!r}"
+
+            async def is_in_status() -> bool:
+                return "config" in await place.status_text()
+
+            await eventually(is_in_status, "STATUS= tells of the broken file", 5)
         stage.crowd.resume()
         for model, pid in stage.pids.items():
             assert await stage.has_answered(model) == pid
@@ -189,6 +192,10 @@ async def bus_killed(stage: Stage) -> None:
     assert pid, "no bus to kill"
     os.kill(pid, signal.SIGKILL)
     await eventually(is_gone(pid), "the bus is gone")
+
+
+async def bus_restarted(stage: Stage) -> None:
+    await stage.place.systemctl("restart", "dbus.service")
 
 
 async def reexecuted(stage: Stage) -> None:
@@ -247,8 +254,11 @@ async def model_killed(stage: Stage, number: int) -> None:
     stage.renews(STEADY)
     with stage.excused(*WITH_THE_MODEL, model=STEADY):
         os.kill(pid, number)
-        await eventually(is_gone(pid), f"process {pid} is gone")
-        await asyncio.sleep(0.1)  # what was under way is told
+
+        async def is_replaced() -> bool:
+            return await place.main_pid(place.unit(STEADY)) not in (0, pid)
+
+        await eventually(is_replaced, f"{STEADY} has another process than {pid}")
     # More than one death in a minute would be a crash loop, and refused for a while.
     (await stage.post(f"/api/models/load/{STEADY}")).succeeded()
 
@@ -368,6 +378,7 @@ def faults(marks: str, long_stream_s: float) -> list[Fault]:
             all_but_reloads,
             flags=("-watch-config",),
         ),
+        Fault("dbus-daemon restarted", bus_restarted, (PRIVATE, USER), 50, 2, all_kinds),
         Fault("dbus-daemon killed", bus_killed, (PRIVATE, USER), 50, 3, all_kinds),
         Fault("systemctl daemon-reexec", reexecuted, EVERYWHERE, 50, 3, all_kinds),
         Fault("systemctl daemon-reload, daemon killed", units_reread, EVERYWHERE, 50, 2, all_kinds),
