@@ -118,8 +118,8 @@ class SystemdBackend:
             else:
                 if outcome != "failed" or running.invocation:
                     return running, outcome
-                # systemd 252 cannot read the file that it writes for ExecStartPreEx= and the like. If it reads its files
-                # anew before it has come to the start, it fails, or forgets it.
+                # systemd 252 cannot read the file that it writes for ExecStartPreEx= and its like. If it reads its
+                # files anew before it has come to the start, it fails, or forgets it.
                 log.warning("<%s> systemd has not begun to start %s, ordering it again", model.id, spec.name)
         raise StartError(f"systemd does not start {spec.name}; see systemctl status {spec.name}")
 
