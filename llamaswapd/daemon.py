@@ -112,6 +112,10 @@ async def run(options: Options) -> int:
         backend = await stack.enter_async_context(
             connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
         )
+        # From here on there may be models to stop, or to leave, as the signal's cause says: that takes a whole daemon.
+        stop = asyncio.Event()
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         memory = StateFile(service.state_path(options.instance, runtime_dir))
         keeper = Keeper(backend.manager, options.instance, runtime_dir, memory.path)
         stack.callback(keeper.let_go)
@@ -121,7 +125,7 @@ async def run(options: Options) -> int:
             config = options.read(ports).config
         engine = Engine(config, backend, durations)
         engine.adopt(found, await asyncio.to_thread(memory.read))
-        daemon = Daemon(options, engine, observer, activity, durations, notify, condition, memory, keeper, files)
+        daemon = Daemon(options, engine, observer, activity, durations, notify, condition, memory, keeper, files, stop)
         backend.manager.on_connection = daemon.note_bus
         backend.manager.on_dead = daemon.lose_systemd
         await daemon.run(listeners)
@@ -143,6 +147,7 @@ class Daemon:
         memory: StateFile,
         keeper: Keeper,
         files: Mapping[Path, Content],
+        stop: asyncio.Event,
     ) -> None:
         self._options = options
         self._engine = engine
@@ -160,16 +165,13 @@ class Daemon:
         self._preloading = asyncio.Event()
         self._has_changed = asyncio.Event()  # what systemctl status says
         self._must_remember = asyncio.Event()
-        self._stop = asyncio.Event()
+        self._stop = stop
         self._systemd_is_lost = False
         self._written: Memory | None = None
 
     async def run(self, listeners: Sequence[Listener]) -> None:
-        """Serve until a signal comes, then let requests end, then stop the models or leave them to the next daemon."""
-        signals = asyncio.get_running_loop().add_signal_handler
-        for number in STOP_SIGNALS:
-            signals(number, self._stop.set)
-        signals(signal.SIGHUP, self._reload)
+        """Serve until it is to stop, then let requests end, then stop the models or leave them to the next daemon."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         self._engine.on_change(self._has_changed.set)
         self._engine.on_change(self._must_remember.set)
         await self._front.start(listeners)
@@ -359,7 +361,7 @@ class Daemon:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGINT end the block, cleanly, until it handles them itself."""
+    """Have SIGTERM and SIGINT end the block, cleanly, until they are handled otherwise in it."""
     signals, starting = asyncio.get_running_loop().add_signal_handler, asyncio.current_task()
     assert starting is not None
     signals(signal.SIGHUP, log.warning, "not reloading: still starting")
