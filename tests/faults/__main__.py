@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name matches this regular expression")
     parser.add_argument("--seed", default=str(int(time.time())), help="for the random moments")
     parser.add_argument("--out", type=Path, default=Path("build/faults.md"), help="the table (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="places at a time (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=3, help="places at a time (default: %(default)s)")
     parser.add_argument(
         "--here", default="", help="run in this place, which is here: private, system:NAME, user:NAME, vm:NAME"
     )

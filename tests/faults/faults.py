@@ -399,7 +399,7 @@ def faults(marks: str, long_stream_s: float) -> list[Fault]:
         Fault(
             "model never gets ready",
             health_hung,
-            EVERYWHERE,
+            (PRIVATE,),
             50,
             1,
             all_kinds,

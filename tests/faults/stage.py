@@ -37,7 +37,7 @@ SWAPPED = ("red", "blue", "slow")
 UNCHANGED = (STEADY, STREAM)  # they keep their process whatever happens, unless a fault is about them
 
 GIVE_UP_AFTER = 3  # failed runs
-MOMENT_S = 0.7  # before a fault strikes, anything from nothing to this
+MOMENT_S = 0.5  # before a fault strikes, anything from nothing to this
 
 Json = dict[str, Any]
 
