@@ -11,7 +11,7 @@ from engine_support import GRACE_S, Backend, Found, counts, load, model, running
 from llamaswapd.config.schema import Config, Profile
 from llamaswapd.core.lifecycle import State
 from llamaswapd.engine import Engine
-from llamaswapd.errors import CrashLoop, ShuttingDown, UnitResult
+from llamaswapd.errors import BusLost, CrashLoop, ShuttingDown, StartError, UnitResult
 from llamaswapd.state import Remembered
 from llamaswapd.state import State as Memory
 
@@ -220,6 +220,16 @@ async def test_a_model_that_keeps_dying_is_not_started_for_a_while_and_says_why(
         assert "killed by SIGSEGV" in str(caught.value)
         assert "last words" in str(caught.value)
         assert counts(engine, "a") == (0, 0)
+
+
+async def test_a_systemd_that_cannot_be_reached_is_no_death_of_the_model() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        for _ in range(3):
+            backend.failures["a"] = BusLost("the bus is gone")
+            with pytest.raises(StartError, match="the bus is gone"):
+                await load(engine, "a")
+        backend.failures.clear()
+        await load(engine, "a")
 
 
 async def test_an_operators_load_clears_that() -> None:

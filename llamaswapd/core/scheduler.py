@@ -260,16 +260,17 @@ class Scheduler:
             self._proceed(self._swaps[model])
         return self._settle()
 
-    def failed(self, model: str, error: Exception, now: float) -> list[Action]:
+    def failed(self, model: str, error: Exception, now: float, is_death: bool = True) -> list[Action]:
         """The start failed and nothing is left of its unit; everybody who waited for it gets the same error.
 
-        If it was to stop anyway, this is `gone`.
+        If it was to stop anyway, this is `gone`. `is_death`: it was the model that failed, not who was to start it.
         """
         self._now = now
         was_stopping = self._models[model].state is State.STOPPING
         target = self._move(model, Cause.FAILED)
         if not was_stopping:
-            self._died(target, error)
+            if is_death:
+                self._died(target, error)
             for request in self._swaps.pop(model).joined:
                 self._refuse(request, error)
         self._carry_on_without(target)

@@ -425,7 +425,7 @@ class Engine:
 
     async def _run(self, run: Run) -> None:
         """See one model through: start it, wait until it is ready, until it ends or is to end, and stop it."""
-        model_id, error, death = run.model.id, None, None
+        model_id, error, death, is_own_fault = run.model.id, None, None, True
         ordered = asyncio.create_task(run.stop_ordered.wait(), name=f"stop order {model_id}")
         try:
             if run.unit is None:
@@ -445,7 +445,7 @@ class Engine:
         except StartError as failure:
             error = failure
         except UnitError as failure:
-            error = StartError(f"systemd cannot start its unit: {failure}")
+            error, is_own_fault = StartError(f"systemd cannot start its unit: {failure}"), False
         except Exception as failure:
             log.exception("<%s> unexpected error", model_id)
             error = StartError(f"internal error: {failure!r}")
@@ -463,7 +463,7 @@ class Engine:
         if error is None or run.stop_ordered.is_set():
             self._perform(self._scheduler.gone(model_id, now, died_of))
         else:
-            self._perform(self._scheduler.failed(model_id, error, now))
+            self._perform(self._scheduler.failed(model_id, error, now, is_own_fault))
         self._histories[model_id].ended_at = time.monotonic()
         self._changed()
 

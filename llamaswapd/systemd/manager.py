@@ -6,9 +6,13 @@ What a model is, this module does not know. See org.freedesktop.systemd1(5).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import signal
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -245,6 +249,8 @@ class Manager:
                 await self._look_at_all()
             except (ManagerUnavailable, UnitError) as error:
                 log.debug("no connection to the %s manager yet: %s", self.scope, error)
+                if self.scope == "user":
+                    await asyncio.to_thread(ask_to_join)
             else:
                 return True
         return False
@@ -337,6 +343,20 @@ class Manager:
                 await asyncio.sleep(FIRST_RETRY_S)
 
 
+def ask_to_join() -> None:
+    """Have a user's systemd connect to its bus anew. One whose bus was killed may not have noticed, and never will.
+
+    That is what SIGUSR1 is for, systemd(1). Who it is, is known by the socket on which it talks to systemctl.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as talk:
+        talk.settimeout(JOIN_TIMEOUT_S)
+        talk.connect(f"{_user_runtime()}/systemd/private")
+        credentials = talk.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if pid > 1 and uid == os.getuid():
+            os.kill(pid, signal.SIGUSR1)
+
+
 async def choose_scope(wanted: Literal["auto", "system", "user", "private"]) -> Scope:
     """Return whose systemd to use; raises ManagerUnavailable when the wanted one cannot be used.
 
@@ -366,12 +386,16 @@ def bus_address(scope: Scope) -> str:
     """Return the address of the bus on which a scope's manager is found; a private one has none that can be known."""
     if scope == "system":
         return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    runtime = _user_runtime()
     if scope == "user" and (runtime / "bus").exists():
         return f"unix:path={runtime}/bus"
     if scope == "user" and (address := os.environ.get("DBUS_SESSION_BUS_ADDRESS")):
         return address
     raise ManagerUnavailable(f"no {scope} bus: there is no {runtime}/bus and no $DBUS_SESSION_BUS_ADDRESS")
+
+
+def _user_runtime() -> Path:
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
 
 
 def _is_booted() -> bool:
