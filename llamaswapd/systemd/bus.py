@@ -170,6 +170,8 @@ def _answer(call: Call, reply: Any) -> Answer:
 class _MessageBus(MessageBus):
     """The library's, with some faults less that show when a bus is restarted."""
 
+    _descriptor = -1  # of the socket, also when the library has forgotten it
+
     def send(self, msg: Any) -> asyncio.Future[None]:  # type: ignore[override]
         # A call that could not be sent is not answered either; without this, asyncio complains that nobody has asked.
         sent: asyncio.Future[None] = super().send(msg)
@@ -177,7 +179,13 @@ class _MessageBus(MessageBus):
         return sent
 
     def give_up(self) -> None:
-        """Undo a `connect` that has failed or was cancelled half-way, which dbus-next leaves to the collector."""
+        """Undo a `connect` that has failed or was cancelled half-way, which dbus-next leaves to the collector.
+
+        dbus-fast undoes it, but for the writer that it has from the answer to its Hello on. uvloop would go on to watch
+        the closed descriptor, and abort the process as soon as that is another's.
+        """
+        if self._descriptor >= 0:
+            self._loop.remove_writer(self._descriptor)
         if self._fd is None:  # never connected, or done by dbus-fast itself
             return
         self._loop.remove_reader(self._fd)
@@ -195,6 +203,7 @@ class _MessageBus(MessageBus):
         # dbus-next's, and that of older versions of dbus-fast, reads on for ever where the bus has hung up, and never
         # lets anything else run.
         assert self._sock
+        self._descriptor = self._sock.fileno()
         line = b""
         while not line.endswith(b"\r\n"):
             byte = await self._loop.sock_recv(self._sock, 1)

@@ -29,6 +29,38 @@ from llamaswapd.systemd.watched import Watch
 UNIT, PATH, JOB = "m.service", "/org/freedesktop/systemd1/unit/m_2eservice", "/org/freedesktop/systemd1/job/7"
 
 
+# Gives up a connection when the bus has answered its Hello, then watches another file that has its descriptor's number.
+# A process of its own, because uvloop would end ours. Its arguments: the module of the loop, and the bus address.
+GIVING_UP = """
+import asyncio, importlib, os, sys
+from llamaswapd.systemd.bus import Bus
+
+module = importlib.import_module(sys.argv[1])
+
+class Loop(getattr(module, "Loop", None) or asyncio.SelectorEventLoop):
+    watched = -1
+
+    def add_writer(self, fd, *arguments):
+        super().add_writer(fd, *arguments)
+        if self.watched < 0:
+            self.watched = fd
+            self.opening.cancel()
+
+async def main(loop):
+    loop.opening = asyncio.create_task(Bus.open(sys.argv[2], print))
+    await asyncio.wait((loop.opening,))
+    reading, writing = os.pipe()
+    assert (loop.opening.cancelled(), reading) == (True, loop.watched)
+    readable = asyncio.Event()
+    loop.add_reader(reading, readable.set)
+    os.write(writing, b".")
+    await readable.wait()
+
+with asyncio.Runner(loop_factory=Loop) as runner:
+    runner.run(main(runner.get_loop()))
+"""
+
+
 class Bus:
     """A dbus-daemon of the test's own, always at the same address."""
 
@@ -268,6 +300,16 @@ async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
     with pytest.raises(asyncio.CancelledError):
         await connecting
     assert not is_connected()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_nothing_watches_the_socket_of_a_connection_that_was_given_up(bus: Bus, loop: str) -> None:
+    pytest.importorskip(loop)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", GIVING_UP, loop, bus.address, stderr=asyncio.subprocess.PIPE
+    )
+    _, complaint = await process.communicate()
+    assert (process.returncode, complaint.decode()) == (0, "")
 
 
 async def test_a_bus_that_is_not_there_is_named(tmp_path: Path) -> None:
