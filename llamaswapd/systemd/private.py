@@ -347,7 +347,8 @@ class PrivateManager:
         try:
             return await busctl.wait() == 0
         except asyncio.CancelledError:
-            busctl.kill()
+            with suppress(ProcessLookupError):  # uvloop's, when it has just ended
+                busctl.kill()
             await busctl.wait()
             raise
 

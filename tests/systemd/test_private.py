@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,39 @@ async def test_a_bus_that_dies_comes_back_however_often(folder: Path) -> None:
             os.kill(int(bus), signal.SIGKILL)
             assert await manager._answers()
         assert (await PrivateManager.start(folder)).cgroup_root == manager.cgroup_root  # joined, not replaced
+
+
+class JustEnded:
+    """A process as uvloop shows it that has ended a moment ago."""
+
+    def __init__(self) -> None:
+        self.waiting = asyncio.Event()
+        self._noticed = asyncio.Event()
+
+    async def wait(self) -> int:
+        self.waiting.set()
+        await self._noticed.wait()
+        return 0
+
+    def kill(self) -> None:
+        self._noticed.set()
+        raise ProcessLookupError
+
+
+async def test_a_question_is_given_up_though_it_was_just_answered(
+    private: PrivateManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busctl = JustEnded()
+
+    async def spawn(*argv: str, **options: Any) -> JustEnded:
+        return busctl
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+    asking = asyncio.create_task(private._answers())
+    await busctl.waiting.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
 
 
 async def test_nothing_outside_changes(folder: Path) -> None:
