@@ -180,6 +180,7 @@ _WORDS: dict[str, tuple[Kind, Value]] = {
 }
 _INTEGER = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
 _BASES = (16, 2, 8, 10)  # of the groups of _INTEGER
+_INTEGER_DIGITS = 1000  # more than any 64 bits are written with, and less than Python refuses to read
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _TIME = r"[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}(\.[0-9]+)?"
 _TIMESTAMP = re.compile(
@@ -197,7 +198,7 @@ def scalar_value(written: str) -> tuple[Kind, Value]:
     if _TIMESTAMP.fullmatch(written):
         return "timestamp", written if ":" in written else written + "T00:00:00Z"
     digits = written if written[0] == "." else written.replace("_", "")
-    if match := _INTEGER.fullmatch(digits):
+    if len(digits) <= _INTEGER_DIGITS and (match := _INTEGER.fullmatch(digits)):
         sign, *groups = match.groups()
         number = next(int(sign + group, base) for group, base in zip(groups, _BASES, strict=True) if group)
         if -(2**63) <= number < 2**64:
