@@ -126,7 +126,7 @@ async def test_a_lease_beyond_the_models_slots_is_refused_on_entering() -> None:
 
 async def test_an_unknown_model_has_no_lease() -> None:
     async with running(swapping(model("a"))) as (engine, _):
-        with pytest.raises(KeyError):
+        with pytest.raises(UnknownModel):
             engine.lease("b")
 
 
@@ -655,7 +655,7 @@ async def test_models_that_are_removed_serve_the_requests_they_have_and_are_list
             unit = await backend.units.get()
             engine.reconfigure(together(model("b")))
             assert [status.model.id for status in engine.statuses()] == ["a", "b"]
-            with pytest.raises(KeyError):
+            with pytest.raises(UnknownModel):
                 engine.lease("a")
             assert unit.graces.empty()
         assert await unit.graces.get() == GRACE_S

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from engine_support import GRACE_S, Backend, Found, counts, load, model, running, slow, swapping, together, until
+from engine_support import GRACE_S, Backend, Found, Unit, counts, load, model, running, slow, swapping, together, until
 
 from llamaswapd.config.schema import Config, Profile
 from llamaswapd.core.lifecycle import State
@@ -152,6 +152,30 @@ async def test_the_load_of_a_model_that_was_found_ready_is_not_counted() -> None
         assert engine.expected_load_s("a") is None
 
 
+async def test_what_was_remembered_is_not_forgotten_before_the_model_has_answered() -> None:
+    async with running(swapping(slow("a", check_endpoint="/"))) as (engine, backend):
+        found = backend.found(slow("a", check_endpoint="/"))
+        memory = remembered(found, 10.0, 20.0)
+        engine.adopt([found], memory)
+        assert engine.memory().models == memory.models
+
+
+async def test_a_unit_that_was_found_tells_nothing_about_how_long_a_load_takes() -> None:
+    async with running(swapping(model("a"))) as (engine, backend):
+        engine.adopt([backend.found(model("a"))], NOTHING)
+        await until(engine, "a", State.READY)
+        assert engine.expected_load_s("a") is None
+
+
+async def test_nothing_waits_for_ever_for_a_unit_that_does_not_stop() -> None:
+    async with running(together(model("a", health_check_timeout=0))) as (engine, backend):
+        found = backend.found(model("gone"))
+        found.unit.may_go.clear()
+        engine.adopt([found], NOTHING)
+        with pytest.raises(StartError, match=r"llamaswapd-model-gone.service, .* does not stop"):
+            await load(engine, "a")
+
+
 # ---- leaving
 
 
@@ -237,6 +261,16 @@ async def test_an_operators_load_clears_that() -> None:
         await die(engine, backend)
         await die(engine, backend)
         await engine.load("a")
+        await load(engine, "a")
+
+
+async def test_a_journal_that_cannot_be_read_is_no_reason_to_stay_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(self: Unit, count: int) -> list[str]:
+        raise OSError("no journal")
+
+    monkeypatch.setattr(Unit, "last_lines", broken)
+    async with running(swapping(model("a"))) as (engine, backend):
+        await die(engine, backend)
         await load(engine, "a")
 
 

@@ -25,7 +25,7 @@ from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler
 from llamaswapd.engine.backend import Backend, EngineObserver, Found, Resources, Unit, Unobserved
 from llamaswapd.engine.lease import Lease
 from llamaswapd.engine.run import History, Run, StopOrdered, unless
-from llamaswapd.errors import Error, StartError, UnitError
+from llamaswapd.errors import Error, StartError, UnitError, UnknownModel
 from llamaswapd.state import Remembered
 from llamaswapd.state import State as Memory
 
@@ -66,7 +66,7 @@ class Engine:
         self._tickets = itertools.count(1)
         self._scheduler = Scheduler(config.models, policy_of(config), config.overtake_limit, config.priority)
         self._histories: dict[str, History] = {}
-        self._leftovers: set[asyncio.Task[None]] = set()  # units that are none of our models, being stopped
+        self._leftovers: dict[asyncio.Task[None], Found] = {}  # units that are none of our models, being stopped
         self._leases: dict[int, Lease] = {}
         self._runs: dict[str, Run] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -121,8 +121,8 @@ class Engine:
             else:
                 log.warning("stopping %s, which is not as the configuration has it", each.unit.name)
                 task = asyncio.create_task(self._clear(each), name=f"clear {each.unit.name}")
-                self._leftovers.add(task)
-                task.add_done_callback(self._leftovers.discard)
+                self._leftovers[task] = each
+                task.add_done_callback(self._leftovers.pop)
 
     def _recall(self, memory: Memory) -> None:
         for model_id, loads_s in memory.loads_s.items():
@@ -133,12 +133,10 @@ class Engine:
 
     def _adopt(self, model: ModelConfig, found: Found, known: Remembered | None) -> None:
         log.info("<%s> found running: %s, pid %d", model.id, found.unit.name, found.unit.pid)
-        run = self._runs[model.id] = Run.found(model, found.unit, found.began)
-        if known is not None and known.invocation == found.unit.invocation:
-            run.known_ready_at, run.known_use = known.ready_at, known.last_used
+        run = self._runs[model.id] = Run.found(model, found.unit, found.began, known)
         self._histories.setdefault(model.id, History()).began = run.began
         self._perform(self._scheduler.adopt(model.id, time.monotonic()))
-        run.task = asyncio.create_task(self._run(run), name=f"run {model.id}")
+        self._see_through(run)
 
     async def _clear(self, found: Found) -> None:
         try:
@@ -151,9 +149,11 @@ class Engine:
         now = time.monotonic()
         return Memory(
             models={
-                model_id: Remembered(run.unit.invocation, run.ready_at, self._last_use(model_id, now))
+                model_id: run.known
+                if run.known is not None and not run.ready_at
+                else Remembered(run.unit.invocation, run.ready_at, self._last_use(model_id, now))
                 for model_id, run in self._runs.items()
-                if run.unit is not None and not run.stop_ordered.is_set()
+                if run.unit is not None and run.unit.invocation and not run.stop_ordered.is_set()
             },
             loads_s={id: tuple(history.loads_s) for id, history in self._histories.items() if history.loads_s},
             profile=self.naming.active,
@@ -182,8 +182,11 @@ class Engine:
     # ---- leases
 
     def lease(self, model_id: str) -> Lease:
-        """Return a lease to enter; `model_id` must be a configured id (not an alias)."""
-        return Lease(self, self.config.models[model_id])
+        """Return a lease to enter; raises UnknownModel for what is no configured id, as one that a reload removed."""
+        model = self.config.models.get(model_id)
+        if model is None:
+            raise UnknownModel(model_id)
+        return Lease(self, model)
 
     def lease_now(self, model: ModelConfig) -> Lease | None:
         """Return a lease that is granted already, to be given back by `release`; None if that cannot be done at once.
@@ -257,6 +260,10 @@ class Engine:
         """Return how long a model's last few loads took, their median; None if it has not been loaded yet."""
         history = self._histories.get(model_id)
         return statistics.median(history.loads_s) if history is not None and history.loads_s else None
+
+    def is_ready(self, model_id: str) -> bool:
+        """Tell whether a model can be sent requests; False for one that is not configured."""
+        return model_id in self.config.models and self._scheduler.state(model_id) is State.READY
 
     def statuses(self) -> list[Status]:
         """Every model that is configured, or still running, in byte order of the ids."""
@@ -333,12 +340,12 @@ class Engine:
     async def preload(self, names: Iterable[str], spare_running: bool = False) -> None:
         """Load models one after the other, each by a GET `/`; a failure is logged and the next one follows.
 
-        `spare_running` passes over those for which a model would have to stop that runs now.
+        `spare_running` passes over those that run already, and those for which a model would have to stop that does.
         """
         running = {*self._runs} if spare_running else set()
         for name in names:
             model = self.config.resolve(name)
-            if model is None:
+            if model is None or model.id in running:
                 continue
             if others := running.intersection(self._scheduler.evictions(model.id)):
                 log.info("not preloading model %s: it would stop %s", model.id, ", ".join(sorted(others)))
@@ -360,7 +367,8 @@ class Engine:
         await asyncio.gather(*(self._stop(run, unit, run.grace_s) for run, unit in stopping))
         await self._gone(list(self._runs))
         if self._leftovers:
-            await asyncio.wait(self._leftovers)
+            hurried = [each.unit.stop(min(each.grace_s, within_s)) for each in self._leftovers.values()]
+            await asyncio.gather(*hurried, return_exceptions=True)
         self._stop_clock()
 
     async def _gone(self, models: Iterable[str]) -> None:
@@ -421,7 +429,11 @@ class Engine:
     def _start(self, model_id: str) -> None:
         run = self._runs[model_id] = Run(self._scheduler.config(model_id))
         self._histories.setdefault(model_id, History()).began = run.began
-        run.task = asyncio.create_task(self._run(run), name=f"run {model_id}")
+        self._see_through(run)
+
+    def _see_through(self, run: Run) -> None:
+        run.task = asyncio.create_task(self._run(run), name=f"run {run.model.id}")
+        run.task.add_done_callback(log_failure)
 
     async def _run(self, run: Run) -> None:
         """See one model through: start it, wait until it is ready, until it ends or is to end, and stop it."""
@@ -453,11 +465,13 @@ class Engine:
             ordered.cancel()
         if error is not None and not run.ready_at and not run.stop_ordered.is_set():
             self.observer.on_load(model_id, time.monotonic() - run.began, ok=False)
+        died_of = None
         if run.unit is not None:
-            await self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
+            stop = self._stop(run, run.unit, FAILED_START_GRACE_S if error is not None else run.grace_s)
+            _, lines = await asyncio.gather(stop, last_lines(run.unit if death else None))
+            died_of = StartError(death, lines) if death else None
         if error is not None:
             log.warning("<%s> %s", model_id, error)
-        died_of = StartError(death, await last_lines(run.unit)) if death and run.unit is not None else None
         del self._runs[model_id]
         now = time.monotonic()
         if error is None or run.stop_ordered.is_set():
@@ -469,12 +483,16 @@ class Engine:
 
     async def _start_unit(self, run: Run) -> Unit:
         if self._leftovers:
-            await asyncio.wait(self._leftovers)
+            await asyncio.wait(self._leftovers, timeout=run.model.health_check_timeout)
+        for other in self._leftovers.values():
+            raise StartError(
+                f"{other.unit.name}, which is no longer configured, does not stop; kill it, or wait for it"
+            )
         return await self.backend.start(run.model)
 
     async def _until_ready(self, run: Run, unit: Unit) -> None:
         # What was ready, and says so by nothing that can be asked, has said so already.
-        if run.known_ready_at and readiness.endpoint(run.model) is None and not unit.ended.done():
+        if run.was_ready and readiness.endpoint(run.model) is None and not unit.ended.done():
             return
         await readiness.wait_until_ready(run.model, unit)
 
@@ -482,15 +500,15 @@ class Engine:
         model_id, now = run.model.id, time.monotonic()
         wanted_at = self._scheduler.swap_began(model_id)
         if not run.stop_ordered.is_set():
-            run.ready_at = run.known_ready_at or now
+            run.ready_at = run.known.ready_at if run.known is not None and run.was_ready else now
             history = self._histories.setdefault(model_id, History())
             history.ready_at = run.ready_at
-            if not run.known_ready_at:
+            if not run.was_found:
                 history.loads_s.append(now - run.began)
                 self.observer.on_load(model_id, now - run.began, ok=True)
             if wanted_at is not None:
                 self.observer.on_swap(model_id, now - wanted_at)
-        idle_since = max(run.known_ready_at, run.known_use) or None
+        idle_since = max(run.known.ready_at, run.known.last_used) or None if run.known is not None else None
         self._perform(self._scheduler.ready(model_id, now, idle_since))
         self._changed()
 
@@ -504,10 +522,17 @@ class Engine:
             log.exception("<%s> unexpected error", run.model.id)
 
 
-async def last_lines(unit: Unit) -> list[str]:
+async def last_lines(unit: Unit | None) -> list[str]:
     """Return what a unit said last, nothing if that cannot be read."""
+    if unit is None:
+        return []
     try:
         return await unit.last_lines(LOG_LINES)
-    except Error as error:
+    except Exception as error:  # whatever is wrong with the journal, the model has ended
         log.warning("the last lines of %s cannot be read: %s", unit.name, error)
         return []
+
+
+def log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s failed", task.get_name(), exc_info=error)

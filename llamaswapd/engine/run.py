@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.engine.backend import Unit
+from llamaswapd.state import Remembered
 
 T = TypeVar("T")
 
@@ -37,15 +38,22 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.began = time.monotonic()
         self.ready_at = 0.0
-        self.known_ready_at = 0.0  # when it had become ready under an earlier daemon
-        self.known_use = 0.0  # when it was last used under an earlier daemon
+        self.was_found = False  # it had begun before us
+        self.known: Remembered | None = None  # what an earlier daemon knew of it
 
     @classmethod
-    def found(cls, model: ModelConfig, unit: Unit, began: float) -> Run:
-        """Return the run of a unit that was there before us."""
+    def found(cls, model: ModelConfig, unit: Unit, began: float, known: Remembered | None) -> Run:
+        """Return the run of a unit that was there before us; what is known counts if it is of the same invocation."""
         run = cls(model)
-        run.unit, run.began = unit, began
+        run.unit, run.began, run.was_found = unit, began, True
+        if known is not None and known.invocation == unit.invocation:
+            run.known = known
         return run
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether an earlier daemon has seen it ready."""
+        return self.known is not None and self.known.ready_at > 0
 
     def stop(self, grace_s: float) -> None:
         self.grace_s = grace_s

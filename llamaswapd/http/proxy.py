@@ -20,7 +20,6 @@ from llamaswapd.config.regex import compile_re2
 from llamaswapd.config.schema import COMFYUI_ID, ModelConfig, PeerModel
 from llamaswapd.core import routing
 from llamaswapd.core.filters import Edit, edit_for
-from llamaswapd.core.lifecycle import State
 from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader, QueryReader
 from llamaswapd.engine import Engine, Resolved
 from llamaswapd.errors import Cancelled, Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
@@ -90,7 +89,7 @@ class Proxy:
         target, rest = routing.split_upstream(self._engine.config, path, self._engine.naming.pins())
         if rest is None:
             return _to_folder(request, path, mark + query)
-        if isinstance(target, ModelConfig) and self._is_asset(rest) and not self._is_ready(target):
+        if isinstance(target, ModelConfig) and self._is_asset(rest) and not self._engine.is_ready(target.id):
             raise Conflict(f"model {target.id} is not loaded; path matches upstream.ignorePaths")
         if isinstance(target, ModelConfig) and rest == "/" and request.method == "GET":
             self._engine.forgive(target.id)  # by which llama-swap's interface loads, and so do operators
@@ -106,7 +105,7 @@ class Proxy:
         _, slash, rest = path[1:].partition("/")  # the first segment may be escaped
         if not slash:
             return _to_folder(request, COMFYUI_PATH.rstrip("/"), mark + query)
-        if rest and not self._is_ready(model):
+        if rest and not self._engine.is_ready(model.id):
             raise Conflict(f"model {COMFYUI_ID} is not loaded; only {COMFYUI_PATH} can start it")
         return await self._pass_on(request, model, slash + rest, mark + query, is_attended=False)
 
@@ -139,7 +138,7 @@ class Proxy:
     ) -> None:
         """Wait until the model is ready and forward; `reader` still reads the body, if anybody has to."""
         if _is_ignored(request, model):
-            if not self._is_ready(model):
+            if not self._engine.is_ready(model.id):
                 raise Conflict(f"model {model.id} is not loaded; ignored websocket requests cannot start it")
             with self._streams.including(relay.cancel):  # a page that is left open must not hold up the end
                 await self._forward(request, relay, model, body, target)
@@ -162,9 +161,6 @@ class Proxy:
             relay.model_id = name
             with self._attended(relay, None, None):
                 raise
-
-    def _is_ready(self, model: ModelConfig) -> bool:
-        return self._engine.status(model.id).state is State.READY
 
     def _is_asset(self, rest: str) -> bool:
         path = unquote(rest)

@@ -74,6 +74,9 @@ class Engine:
     def status(self, model_id: str) -> Status:
         return Status(self.config.models[model_id], self.states[model_id], "", 0, 0, self.waiting.get(model_id, 0))
 
+    def is_ready(self, model_id: str) -> bool:
+        return self.states.get(model_id) is State.READY
+
     def statuses(self) -> list[Status]:
         return [self.status(model_id) for model_id in self.config.models]
 
