@@ -27,7 +27,7 @@ from llamaswapd.condition import Condition
 from llamaswapd.config.load import Loaded, load, sources
 from llamaswapd.config.schema import Config
 from llamaswapd.engine import Engine
-from llamaswapd.errors import BusLost, ConfigError, UsageError
+from llamaswapd.errors import BusLost, ConfigError, ManagerUnavailable, UsageError
 from llamaswapd.http.app import FrontEnd
 from llamaswapd.http.metrics import Durations
 from llamaswapd.http.server import Listener
@@ -37,6 +37,7 @@ from llamaswapd.observe import LineFormat, Observer
 from llamaswapd.state import State as Memory
 from llamaswapd.state import StateFile
 from llamaswapd.systemd import service
+from llamaswapd.systemd.backend import Found, SystemdBackend
 from llamaswapd.systemd.connect import Wanted, connect
 from llamaswapd.systemd.keeper import Keeper
 from llamaswapd.systemd.own_unit import own_job
@@ -45,14 +46,20 @@ from llamaswapd.watch import Content, Watcher, look
 
 log = logging.getLogger(__name__)
 
+SHUTDOWN_BUDGET_S = 30.0  # for requests in flight and the models' grace together (llama-swap)
 LEAST_GRACE_S = 0.001  # for models whose time to stop the requests in flight have used up (llama-swap)
-FORCED_EXIT_AFTER_S = 5.0  # beyond `drainTimeout`
+FORCED_EXIT_AFTER_S = 5.0  # beyond that
+FIND_WITHIN_S = 30.0
 STATUS_PAUSE_S = 0.2  # between lines for systemctl status
 QUEUE_LOOK_S = 1.0  # how often the queue is looked at for them
 MEMORY_PAUSE_S = 0.1  # between writes of what the next daemon should know
 USE_LOOK_S = 5.0  # how old that may become while models are used
 BACKLOG = 4096
-RESTARTS = ("restart", "try-restart")  # jobs of systemd after which we are started again, org.freedesktop.systemd1(5)
+COMES_BACK = (
+    "restart",
+    "try-restart",
+    "unknown",
+)  # what systemd is doing to us if there will be, or may be, a next one
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -88,18 +95,61 @@ class Options:
         return [*found, *([self.config_dir] if self.config_dir else [])]
 
 
+class Orders:
+    """What signals ask for: SIGHUP a reload, SIGTERM and SIGINT the end."""
+
+    def __init__(self) -> None:
+        self.reload = asyncio.Event()
+        self.stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload.set)
+
+    def heed_stops(self) -> None:
+        """From now on have a stop seen to by whoever waits for it."""
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Have a stop end the block, cleanly, until `heed_stops`."""
+        starting = asyncio.current_task()
+        assert starting is not None
+        for number in STOP_SIGNALS:  # only the first one counts: a second would end the putting away
+            asyncio.get_running_loop().add_signal_handler(number, lambda: starting.cancelling() or starting.cancel())
+        try:
+            yield
+        except asyncio.CancelledError:
+            log.info("stopped before everything had started")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a daemon is made of, built and to be put away by `run`."""
+
+    options: Options
+    files: Mapping[Path, Content]  # the configuration's, as they were before they were read
+    orders: Orders
+    observer: Observer
+    activity: Activity
+    durations: Durations
+    notify: service.Notifier
+    engine: Engine
+    memory: StateFile
+    keeper: Keeper
+    condition: Condition
+
+
 async def run(options: Options) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     if options.instance:
         check_instance(options.instance)
-    observer, condition = Observer(), Condition()
+    observer, orders = Observer(), Orders()
     files = look(options.watched)
     loaded = options.read()
     options.heed(loaded, observer)
     config = loaded.config
     activity, durations = Activity(config, observer.events), Durations()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(ended_by_signals())
+        stack.enter_context(orders.ending())
         listeners = listen(options)
         for listener in listeners:
             stack.callback(listener.socket.close)
@@ -113,65 +163,83 @@ async def run(options: Options) -> int:
             connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
         )
         # From here on there may be models to stop, or to leave, as the signal's cause says: that takes a whole daemon.
-        stop = asyncio.Event()
-        for number in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        orders.heed_stops()
         memory = StateFile(service.state_path(options.instance, runtime_dir))
         keeper = Keeper(backend.manager, options.instance, runtime_dir, memory.path)
         stack.callback(keeper.let_go)
         await keeper.arm()
-        found = await backend.find()
-        if ports := {each.model_id: each.port for each in found if each.port is not None}:
-            config = options.read(ports).config
-        engine = Engine(config, backend, durations)
-        engine.adopt(found, await asyncio.to_thread(memory.read))
-        daemon = Daemon(options, engine, observer, activity, durations, notify, condition, memory, keeper, files, stop)
-        backend.manager.on_connection = daemon.note_bus
-        backend.manager.on_dead = daemon.lose_systemd
-        await daemon.run(listeners)
+        found = await find(backend)
+        with left_if_it_fails(backend, found):
+            if ports := {each.model_id: each.port for each in found if each.port is not None}:
+                config = options.read(ports).config
+            engine = Engine(config, backend, durations)
+            engine.adopt(found, await asyncio.to_thread(memory.read))
+            daemon = Daemon(
+                Parts(
+                    options, files, orders, observer, activity, durations, notify, engine, memory, keeper, Condition()
+                )
+            )
+            backend.manager.on_connection = daemon.note_bus
+            backend.manager.on_dead = daemon.lose_systemd
+            await daemon.run(listeners)
     return 0
+
+
+async def find(backend: SystemdBackend) -> list[Found]:
+    """Return the units that are there; raises ManagerUnavailable if systemd does not say."""
+    try:
+        async with asyncio.timeout(FIND_WITHIN_S):
+            return await backend.find()
+    except TimeoutError:
+        raise ManagerUnavailable(f"systemd did not say within {FIND_WITHIN_S:g} s which units there are") from None
+
+
+@contextlib.contextmanager
+def left_if_it_fails(backend: SystemdBackend, found: Sequence[Found]) -> Iterator[None]:
+    """Leave models to the next daemon if this one breaks down: that is no reason for them to end."""
+    try:
+        yield
+    except BusLost:
+        raise
+    except Exception:
+        if found:
+            backend.leave()
+        raise
 
 
 class Daemon:
     """The running program: an engine and a front end, from READY=1 to the last unit gone."""
 
-    def __init__(
-        self,
-        options: Options,
-        engine: Engine,
-        observer: Observer,
-        activity: Activity,
-        durations: Durations,
-        notify: service.Notifier,
-        condition: Condition,
-        memory: StateFile,
-        keeper: Keeper,
-        files: Mapping[Path, Content],
-        stop: asyncio.Event,
-    ) -> None:
-        self._options = options
-        self._engine = engine
-        self._activity = activity
-        self._condition = condition
+    def __init__(self, parts: Parts) -> None:
+        self._options = parts.options
+        self._files = parts.files
+        self._orders = parts.orders
+        self._observer = parts.observer
+        self._activity = parts.activity
+        self._notify = parts.notify
+        self._engine = engine = parts.engine
+        self._memory = parts.memory
+        self._keeper = parts.keeper
+        self._condition = parts.condition
         self._hardware = Hardware()
         self._performance = Performance(engine.config.performance)
-        self._front = FrontEnd(engine, observer, activity, durations, self._hardware, self._performance, condition)
-        self._observer = observer
-        self._notify = notify
-        self._memory = memory
-        self._keeper = keeper
-        self._files = files  # as they were before they were read
-        self._reload_wanted = asyncio.Event()
+        self._front = FrontEnd(
+            engine,
+            parts.observer,
+            parts.activity,
+            parts.durations,
+            self._hardware,
+            self._performance,
+            parts.condition,
+        )
         self._preloading = asyncio.Event()
         self._has_changed = asyncio.Event()  # what systemctl status says
         self._must_remember = asyncio.Event()
-        self._stop = stop
         self._systemd_is_lost = False
         self._written: Memory | None = None
 
     async def run(self, listeners: Sequence[Listener]) -> None:
         """Serve until it is to stop, then let requests end, then stop the models or leave them to the next daemon."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         self._engine.on_change(self._has_changed.set)
         self._engine.on_change(self._must_remember.set)
         await self._front.start(listeners)
@@ -189,21 +257,21 @@ class Daemon:
             hardware=self._hardware.detect(),
             performance=self._performance.run(),
         ):
-            await self._stop.wait()
+            await self._orders.stop.wait()
         await self._shut_down()
 
     async def _shut_down(self) -> None:
         now = asyncio.get_running_loop().time
-        limit_s = self._engine.config.drain_timeout
-        deadline = now() + limit_s
-        forced = asyncio.get_running_loop().call_later(limit_s + FORCED_EXIT_AFTER_S, os._exit, 1)
+        began, limit_s = now(), self._engine.config.drain_timeout
+        deadline = began + max(limit_s, SHUTDOWN_BUDGET_S)  # for the models to be gone
+        forced = asyncio.get_running_loop().call_at(deadline + FORCED_EXIT_AFTER_S, os._exit, 1)
         log.info("stopping: no new connections, waiting for requests in flight")
         self._condition.is_draining = True
         self._notify.stopping()
         self._notify.status(self._status_line())
         self._front.drain()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(began + limit_s):
                 await self._front.drained()
         keeps_models = await self._is_to_keep_models()
         self._front.cut("llamaswapd is being restarted" if keeps_models else "llamaswapd is stopping")
@@ -214,7 +282,8 @@ class Daemon:
             await self._keeper.disarm()
             await self._write_memory()
             if not service.has_state_directory():
-                await asyncio.to_thread(self._memory.remove)
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(self._memory.remove)
         await self._front.close()
         forced.cancel()
         if self._systemd_is_lost:
@@ -226,7 +295,7 @@ class Daemon:
         wanted = self._engine.config.on_stop
         if wanted != "auto":
             return wanted == "keep"
-        return await own_job() in RESTARTS
+        return await own_job() in COMES_BACK
 
     async def _leave_models(self) -> None:
         log.info("models stay, for the next llamaswapd")
@@ -253,9 +322,9 @@ class Daemon:
                 self._notify.status(line)
                 told = line
             await asyncio.sleep(STATUS_PAUSE_S)
-            is_busy = any(status.waiting for status in self._engine.statuses())
+            may_queue = any(status.state.value != "stopped" for status in self._engine.statuses())
             with contextlib.suppress(TimeoutError):  # nobody tells of the queue
-                async with asyncio.timeout(QUEUE_LOOK_S if is_busy else None):
+                async with asyncio.timeout(QUEUE_LOOK_S if may_queue else None):
                     await self._has_changed.wait()
 
     def _status_line(self) -> str:
@@ -270,8 +339,9 @@ class Daemon:
             self._must_remember.clear()
             await self._write_memory()
             await asyncio.sleep(MEMORY_PAUSE_S)
+            must_look = self._engine.memory().models or self._condition.state_error
             with contextlib.suppress(TimeoutError):  # nobody tells of requests
-                async with asyncio.timeout(USE_LOOK_S if self._engine.memory().models else None):
+                async with asyncio.timeout(USE_LOOK_S if must_look else None):
                     await self._must_remember.wait()
 
     async def _write_memory(self) -> None:
@@ -308,13 +378,12 @@ class Daemon:
 
     def _reload(self) -> None:
         """Ask for a reload; one that is asked for while another is under way follows it."""
-        if not self._stop.is_set():
-            self._reload_wanted.set()
+        self._orders.reload.set()
 
     async def _reload_when_wanted(self) -> None:
         while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
+            await self._orders.reload.wait()
+            self._orders.reload.clear()
             self._notify.reloading()
             try:
                 is_done = await self._reloaded()
@@ -327,21 +396,38 @@ class Daemon:
         """Go on with the configuration as it is now; if it is wrong, with the one there was."""
         log.info("reloading configuration")
         try:
-            loaded = await asyncio.to_thread(self._options.read, self._engine.ports)
-            await self._activity.reconfigure(loaded.config)
+            loaded = await self._read_again()
         except ConfigError as error:
             log.error("failed to reload config: %s", error)
-            self._condition.config_error = f"still running on the configuration before, the new one is refused: {error}"
-            self._has_changed.set()
+            self._refuse(error, error.where)
+            return False
+        except Exception as error:  # a reload that fails must not be the last one
+            log.exception("failed to reload config")
+            self._refuse(error, type(error).__name__)
             return False
         self._options.heed(loaded, self._observer)
         self._performance.reconfigure(loaded.config.performance)
         self._front.reconfigure(loaded.config)
         self._engine.reconfigure(loaded.config)
-        self._condition.config_error = ""
+        self._condition.config_error = self._condition.config_summary = ""
         self._has_changed.set()
         log.info("configuration reloaded")
         return True
+
+    async def _read_again(self) -> Loaded:
+        """Read the configuration anew, with the ports that units have when it has been read."""
+        while True:
+            ports = self._engine.ports
+            loaded = await asyncio.to_thread(self._options.read, ports)
+            await self._activity.reconfigure(loaded.config)
+            if self._engine.ports.items() <= ports.items():
+                return loaded
+
+    def _refuse(self, error: Exception, where: str) -> None:
+        """Say what is wrong with a new configuration; not its text where everybody can read it."""
+        self._condition.config_error = f"still running on the configuration before, the new one is refused: {error}"
+        self._condition.config_summary = f"new configuration refused ({where}), see the log"
+        self._has_changed.set()
 
     def note_bus(self, trouble: str) -> None:
         """systemd can no longer be reached, or, with "", it can again."""
@@ -356,21 +442,7 @@ class Daemon:
         """Stop: the systemd that runs the models has gone for good."""
         log.error("the systemd that runs the models is gone; stopping")
         self._systemd_is_lost = True
-        self._stop.set()
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGINT end the block, cleanly, until they are handled otherwise in it."""
-    signals, starting = asyncio.get_running_loop().add_signal_handler, asyncio.current_task()
-    assert starting is not None
-    signals(signal.SIGHUP, log.warning, "not reloading: still starting")
-    for number in STOP_SIGNALS:  # only the first one counts: a second would end the putting away
-        signals(number, lambda: starting.cancelling() or starting.cancel())
-    try:
-        yield
-    except asyncio.CancelledError:
-        log.info("stopped before everything had started")
+        self._orders.stop.set()
 
 
 @contextlib.asynccontextmanager

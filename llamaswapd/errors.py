@@ -17,6 +17,7 @@ class Error(Exception):
     """Base of every error that the program raises itself."""
 
     status = 500
+    retry_after_s: int | None = None  # when it may be worth to try again
 
     @property
     def type(self) -> str:
@@ -53,6 +54,12 @@ class ConfigError(Error):
         self.problems = tuple(problems)
         self.warnings = tuple(warnings)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @property
+    def where(self) -> str:
+        """Where the first problem is, without its value: `config.yaml: models.qwen.ttl`."""
+        first = self.problems[0]
+        return ": ".join(part for part in (first.file, first.path) if part) or "the files"
 
 
 class UsageError(Error):
@@ -220,6 +227,7 @@ class NoSpilloverTarget(Error):
     """Every model that a selector could choose is being stopped."""
 
     status = 503
+    retry_after_s = 1
 
     def __init__(self, selector: str) -> None:
         super().__init__(f'selector "{selector}" has no available spillover targets')
@@ -252,6 +260,7 @@ class BusLost(UnitError):
     """The connection to the bus ended."""
 
     status = 503
+    retry_after_s = 1
 
 
 class ManagerUnavailable(Error):

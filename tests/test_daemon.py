@@ -709,6 +709,37 @@ async def test_a_broken_file_is_refused_at_reload(folder: Path) -> None:
         assert (await it.chat("a")).json()["pid"] == pid
 
 
+async def test_a_refusal_is_told_until_a_reload_succeeds_and_does_not_quote_the_file_to_everybody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with told:
+        told.bind(str(folder / "notify"))
+        told.settimeout(10)
+        config = {"startPort": free_ports(), "models": {"a": model()}}
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        async with daemon(folder, config) as it:
+            write(folder / "it.yaml", {**config, "apiKeys": {"sk-secret": 1}})
+            it.signal(signal.SIGHUP)
+            said = await asyncio.to_thread(heard, told, "refused")
+            assert "secret" not in said
+            assert "apiKeys" in said
+            health = (await it.ask("/health?verbose")).json()
+            assert health["status"] == "degraded"
+            assert "apiKeys" in health["config"]["error"]
+            write(folder / "it.yaml", config)
+            it.signal(signal.SIGHUP)
+            await it.logged("configuration reloaded")
+            assert (await it.ask("/health?verbose")).json()["config"] == {"error": None}
+
+
+def heard(told: socket.socket, text: str) -> str:
+    """Return the first thing that a service tells its manager in which there is a text."""
+    while text not in (said := told.recv(65536).decode()):
+        pass
+    return said
+
+
 async def test_a_file_that_is_watched_is_reloaded_when_it_changes(folder: Path) -> None:
     config = {"startPort": free_ports(), "models": {"a": model()}}
     async with daemon(folder, config, "-watch-config") as it:

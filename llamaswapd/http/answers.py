@@ -36,9 +36,8 @@ def error_answer(error: Error, accept: str) -> web.Response:
     headers = {"Content-Type": content_type}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Basic realm="llama-swap"'
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(retry_after_s)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, StartError):
         headers["X-Should-Retry"] = "false"  # else the clients of OpenAI and Anthropic start it twice more at once
     return web.Response(status=error.status, body=body, headers=headers)
