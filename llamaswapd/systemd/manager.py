@@ -130,7 +130,11 @@ class Manager:
 
     async def service_property(self, path: str, name: str) -> Any:
         """Get a property of the service at an object path; a unit that is not loaded has the defaults of any unit."""
-        (value,) = await self._call("Get", "ss", _SERVICE, name, path=path, interface=_PROPERTIES)
+        return await self.property(path, _SERVICE, name)
+
+    async def property(self, path: str, interface: str, name: str) -> Any:
+        """Get a property of the object at a path."""
+        (value,) = await self._call("Get", "ss", interface, name, path=path, interface=_PROPERTIES)
         return value.value
 
     # ---- what units do

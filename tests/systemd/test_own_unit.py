@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from llamaswapd.systemd import keeper
 from llamaswapd.systemd.manager import Manager, Property
-from llamaswapd.systemd.own_unit import own_job
+from llamaswapd.systemd.own_unit import UNKNOWN, own_job
 
 NAME = "llamaswapd-itself.service"
 
@@ -56,23 +56,40 @@ async def itself(private: Any, fifo: Path) -> AsyncIterator[None]:
 @pytest.fixture
 async def child(private: Any, fifo: Path) -> AsyncIterator[None]:
     """The same as the child of a service's main process."""
-    shell = f'trap : TERM; "{sys.executable}" -P -c "$0" "{fifo}" & wait; wait'
-    async for each in service(private, ["/bin/sh", "-c", shell, ITSELF]):
+    async for each in service(private, as_child(fifo)):
         assert await said(fifo) == "runs"
         yield each
 
 
 @pytest.fixture
-async def deaf(private: Any, fifo: Path, tmp_path: Path) -> AsyncIterator[None]:
-    """A service that meets a bus which takes connections and says nothing."""
+def bus(tmp_path: Path) -> Iterator[socket.socket]:
+    """A bus of the test's own."""
     with socket.socket(socket.AF_UNIX) as bus:
         bus.bind(str(tmp_path / "bus"))
         bus.listen()
-        async for each in service(
-            private, [sys.executable, "-P", "-c", ITSELF, str(fifo)], f"XDG_RUNTIME_DIR={tmp_path}"
-        ):
-            assert await said(fifo) == "runs"
-            yield each
+        yield bus
+
+
+@pytest.fixture
+async def deaf(private: Any, fifo: Path, bus: socket.socket, tmp_path: Path) -> AsyncIterator[None]:
+    """A service that meets a bus which takes connections and says nothing."""
+    argv = [sys.executable, "-P", "-c", ITSELF, str(fifo)]
+    async for each in service(private, argv, f"XDG_RUNTIME_DIR={tmp_path}"):
+        assert await said(fifo) == "runs"
+        yield each
+
+
+@pytest.fixture
+async def deaf_child(private: Any, fifo: Path, bus: socket.socket, tmp_path: Path) -> AsyncIterator[None]:
+    """The same as the child of a service's main process."""
+    async for each in service(private, as_child(fifo), f"XDG_RUNTIME_DIR={tmp_path}"):
+        assert await said(fifo) == "runs"
+        yield each
+
+
+def as_child(fifo: Path) -> list[str]:
+    shell = f'trap : TERM; "{sys.executable}" -P -c "$0" "{fifo}" & wait; wait'
+    return ["/bin/sh", "-c", shell, ITSELF]
 
 
 async def service(private: Any, argv: list[str], *environment: str) -> AsyncIterator[None]:
@@ -123,9 +140,33 @@ async def test_a_child_of_a_service_is_not_what_is_stopped(private: Any, child: 
 
 
 @pytest.mark.private
-async def test_a_bus_that_does_not_answer_is_not_waited_for(private: Any, deaf: None, fifo: Path) -> None:
+async def test_a_bus_that_does_not_answer_is_not_waited_for_and_leaves_it_unknown(
+    private: Any, deaf: None, fifo: Path
+) -> None:
+    systemctl(private, "stop")
+    assert await said(fifo) == repr(UNKNOWN)
+
+
+@pytest.mark.private
+async def test_a_child_of_a_service_has_no_job_whether_or_not_the_bus_answers(
+    private: Any, deaf_child: None, fifo: Path
+) -> None:
     systemctl(private, "stop")
     assert await said(fifo) == "''"
+
+
+@pytest.mark.private
+async def test_a_bus_that_is_restarted_together_with_us_is_asked_when_it_is_back(
+    private: Any, deaf: None, bus: socket.socket, fifo: Path, tmp_path: Path
+) -> None:
+    systemctl(private, "restart")
+    answer = asyncio.create_task(said(fifo))  # it is waited for with the question
+    dying, _ = await asyncio.to_thread(bus.accept)
+    (tmp_path / "bus").unlink()
+    (tmp_path / "bus").symlink_to(private.runtime_dir / "bus")
+    dying.close()
+    assert await answer == "'restart'"
+    assert await said(fifo) == "runs"
 
 
 async def test_a_process_that_is_no_service_has_no_job() -> None:
