@@ -17,8 +17,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import ExitStack
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,34 @@ from tests.faults.table import table
 
 FULL = 50
 RESULT = "RESULT "
-PLACES = ("private", *SUITES, "vm")
+PLACES = ("private", *(place for suite in SUITES for place in (suite, f"{suite}, user")), "vm")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="See what faults cost.")
     parser.add_argument("--runs", type=int, default=0, help="50: full length; 0: the short form")
-    parser.add_argument("--where", default=",".join(PLACES), help="some of %(default)s")
+    parser.add_argument(
+        "--where",
+        type=named,
+        default=PLACES,
+        help=f"some of {'; '.join(PLACES)}, as a regular expression (default: all)",
+    )
     parser.add_argument("--only", default="", help="faults whose name matches this regular expression")
     parser.add_argument("--seed", default=str(int(time.time())), help="for the random moments")
     parser.add_argument("--out", type=Path, default=Path("build/faults.md"), help="the table (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=3, help="places at a time (default: %(default)s)")
     parser.add_argument(
-        "--here", default="", help="run in this place, which is here: private, system:NAME, user:NAME, vm:NAME"
+        "--here", default="", help="run in this place, which is here: private:NAME, system:NAME, user:NAME, vm:NAME"
     )
     options = parser.parse_args()
     return asyncio.run(ended_by_signals(here(options) if options.here else everywhere(options)))
+
+
+def named(pattern: str) -> Sequence[str]:
+    """Return the places of which all of the name matches."""
+    if places := [place for place in PLACES if re.fullmatch(pattern, place)]:
+        return places
+    raise argparse.ArgumentTypeError(f"{pattern!r} matches none of: {'; '.join(PLACES)}")
 
 
 async def ended_by_signals(work: Coroutine[Any, Any, int]) -> int:
@@ -95,14 +108,14 @@ async def everywhere(options: argparse.Namespace) -> int:
         return 2
     began = time.monotonic()
     print(f"seed {options.seed}", flush=True)
-    places = options.where.split(",")
     turn = asyncio.Semaphore(options.jobs)
 
-    async def played(place: str) -> list[Row]:
+    async def played(place: str, kinds: Sequence[str]) -> list[Row]:
         async with turn:
-            return await rows_of(place, options)
+            return await rows_of(place, kinds, options)
 
-    rows = [row for each in await asyncio.gather(*map(played, places)) for row in each]
+    plays = beds(options.where).items()
+    rows = [row for each in await asyncio.gather(*starmap(played, plays)) for row in each]
     text = table(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text)
@@ -110,23 +123,29 @@ async def everywhere(options: argparse.Namespace) -> int:
     return 0 if rows and all(row.is_good for row in rows) else 1
 
 
-async def rows_of(place: str, options: argparse.Namespace) -> list[Row]:
-    """Play in a place that is somewhere else, as seen from here."""
+def beds(places: Iterable[str]) -> dict[str, list[str]]:
+    """Return what is to be booted, and as what to play `--here` there: a user's place is in the system's container."""
+    found: dict[str, list[str]] = {}
+    for place in places:
+        bed, _, is_users = place.partition(", ")
+        kind = bed if bed in (PRIVATE, VM) else USER if is_users else SYSTEM
+        found.setdefault(bed, []).append(f"{kind}:{place}")
+    return found
+
+
+async def rows_of(bed: str, kinds: Sequence[str], options: argparse.Namespace) -> list[Row]:
+    """Play in places that are somewhere else, as seen from here."""
     passed_on = ("--runs", str(options.runs), "--seed", options.seed, "--only", options.only)
-
-    def ours(kind: str) -> tuple[str, ...]:
-        return ("-m", "tests.faults", "--here", kind, *passed_on)
-
-    if place == "private":
-        return await told(place, (sys.executable, *ours(PRIVATE)))
-    if place == "vm":
-        return await told(place, in_vm("bookworm", ours(f"{VM}:vm")))
+    plays = [("-m", "tests.faults", "--here", kind, *passed_on) for kind in kinds]
+    if bed == PRIVATE:
+        return await told(bed, (sys.executable, *plays[0]))
+    if bed == VM:
+        return await told(bed, in_vm("bookworm", plays[0]))
     try:
         with ExitStack() as stack:
-            plays = [ours(f"{SYSTEM}:{place}"), ours(f"{USER}:{place}, user")]
-            return await told(place, await asyncio.to_thread(stack.enter_context, in_container(place, plays)))
+            return await told(bed, await asyncio.to_thread(stack.enter_context, in_container(bed, plays)))
     except NoBed as error:
-        return [Row("all", place, problems=[f"no container: {error}"])]
+        return [Row("all", bed, problems=[f"no container: {error}"])]
 
 
 async def told(place: str, argv: Iterable[str]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.daemon_support import MARK
+from tests.faults.__main__ import beds, named
 from tests.faults.crowd import Crowd, Excuse, Failure, Keeping, Streaming, Tally
 from tests.faults.places import Found, Place, unit_of
 from tests.faults.stage import STEADY, Fault, Row, Stage, steady_ones
@@ -278,3 +280,21 @@ def test_a_table_tells_what_failed_and_why() -> None:
     assert (good.is_good, bad.is_good) == (True, False)
     assert "2 cut, 1 refused" in text
     assert text.endswith("- two, there: run 1: lost\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "played"),
+    [
+        ("private", {"private": ["private:private"]}),
+        ("trixie, user", {"trixie": ["user:trixie, user"]}),
+        ("trixie.*", {"trixie": ["system:trixie", "user:trixie, user"]}),
+        ("bookworm|vm", {"bookworm": ["system:bookworm"], "vm": ["vm:vm"]}),
+    ],
+)
+def test_a_place_is_chosen_by_its_name(where: str, played: dict[str, list[str]]) -> None:
+    assert beds(named(where)) == played
+
+
+def test_a_place_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'trixi' matches none of: private; bookworm;"):
+        named("trixi")
