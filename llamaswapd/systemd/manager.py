@@ -6,13 +6,9 @@ What a model is, this module does not know. See org.freedesktop.systemd1(5).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
-import signal
-import socket
-import struct
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -242,7 +238,11 @@ class Manager:
             self.on_connection("")
 
     async def _reconnected(self) -> bool:
-        """Return when there is a connection and every watch knows what it has missed; False if there can be none."""
+        """Return when there is a connection and every watch knows what it has missed; False if there can be none.
+
+        That may take 90 s where a user's bus was killed: systemd waits so long for the answer of a bus that it alone
+        could start, and meanwhile hears no signal either.
+        """
         delay_s = FIRST_RETRY_S
         while self._is_alive():
             await asyncio.sleep(delay_s)
@@ -253,8 +253,6 @@ class Manager:
                 await self._look_at_all()
             except (ManagerUnavailable, UnitError) as error:
                 log.debug("no connection to the %s manager yet: %s", self.scope, error)
-                if self.scope == "user":
-                    await asyncio.to_thread(ask_to_join)
             else:
                 return True
         return False
@@ -345,20 +343,6 @@ class Manager:
                     raise
                 deadline = min(deadline, now + CALL_TIMEOUT_S)
                 await asyncio.sleep(FIRST_RETRY_S)
-
-
-def ask_to_join() -> None:
-    """Have a user's systemd connect to its bus anew. One whose bus was killed may not have noticed, and never will.
-
-    That is what SIGUSR1 is for, systemd(1). Who it is, is known by the socket on which it talks to systemctl.
-    """
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as talk:
-        talk.settimeout(JOIN_TIMEOUT_S)
-        talk.connect(f"{_user_runtime()}/systemd/private")
-        credentials = talk.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", credentials)
-        if pid > 1 and uid == os.getuid():
-            os.kill(pid, signal.SIGUSR1)
 
 
 async def choose_scope(wanted: Literal["auto", "system", "user", "private"]) -> Scope:
