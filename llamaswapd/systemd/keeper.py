@@ -33,13 +33,14 @@ from llamaswapd.state import Remembered, StateFile
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager, Property, Scope, bus_address
 from llamaswapd.systemd.running import RunningUnit
-from llamaswapd.systemd.unit import object_path, pattern
+from llamaswapd.systemd.unit import grace_s, identity, object_path, pattern
 
 log = logging.getLogger(__name__)
 
 ARM_TIMEOUT_S = 15.0
 STOP_GRACE_S = 5.0  # the keeper itself has nothing to put away
-MODEL_GRACE_S = 10.0  # of a model without a TimeoutStopSec= of its own
+
+RETRY_S = 1.0  # between attempts to find and stop models, whatever is in the way: a bus that restarts, a full disk
 
 # A start that the daemon ordered with its last breath may not have become a unit yet.
 SETTLE_S = 1.0
@@ -49,7 +50,6 @@ RETURN_S = 30.0
 
 MARK = b"LLAMASWAP_KEEPER=1"  # in LogExtraFields: a unit of this name that is ours
 TTL = "LLAMASWAP_TTL"
-NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
 
 
 def unit_name(instance: str = "") -> str:
@@ -108,14 +108,15 @@ class Keeper:
     async def arm(self) -> None:
         """Put a keeper that waits for our end in the place of the one before us.
 
-        Without one everything works, until the daemon dies for good: a failure is logged.
+        Without one everything works, until the daemon dies for good: a failure is logged. Without a lock the one before
+        us has to go all the same, since it takes us for dead.
         """
         try:
-            lock = take(self._path)
-            self.let_go()
-            self._lock = lock
             async with asyncio.timeout(ARM_TIMEOUT_S):
-                await self._remove()
+                try:
+                    self._take_lock()
+                finally:
+                    await self._remove()
                 await self._start()
         except TimeoutError:
             self._warn(f"{self._name} was not started within {ARM_TIMEOUT_S:g} s")
@@ -140,6 +141,11 @@ class Keeper:
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
+
+    def _take_lock(self) -> None:
+        lock = take(self._path)
+        self.let_go()
+        self._lock = lock
 
     async def _start(self) -> None:
         flock = shutil.which("flock")
@@ -194,7 +200,7 @@ def settings(argv: Sequence[str], instance: str) -> list[Property]:
         ("StartLimitIntervalUSec", "t", 0),
         ("Type", "s", "exec"),
         ("ExecStartEx", "a(sasas)", [[argv[0], list(argv), ["no-env-expand"]]]),
-        # Whatever is in its way, a bus that restarts, a library that is being upgraded: it tries again.
+        # Whatever ends it, a daemon that is back, a kill, a library that is being upgraded: it waits again.
         ("Restart", "s", "on-failure"),
         ("RestartUSec", "t", 1_000_000),
         ("TimeoutStopUSec", "t", int(STOP_GRACE_S * 1e6)),
@@ -233,7 +239,7 @@ def due(ttl_s: float, run: Remembered | None, died: float) -> float:
 def time_of_death(lock: Path) -> float:
     """Return when the daemon died, in CLOCK_MONOTONIC seconds; raises DaemonLives.
 
-    The first to find it dead writes that down, for a keeper that is restarted.
+    The first to find it dead writes that down, if it can, for a keeper that is restarted.
     """
     now = time.monotonic()
     try:
@@ -248,15 +254,36 @@ def time_of_death(lock: Path) -> float:
         with suppress(ValueError):
             if 0 < (noted := float(file.read(32))) <= now:
                 return noted
-        file.seek(0)
-        file.truncate()
-        file.write(repr(now))
+        with suppress(OSError):  # no room
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), repr(now).encode(), 0)
     return now
 
 
-async def keep(orders: Orders) -> bool:
-    """Stop each model with a `ttl` in its time; return whether all are gone. Raises DaemonLives, Error or OSError."""
+async def keep(orders: Orders) -> None:
+    """Stop each model with a `ttl` in its time; return when all are gone. Raises DaemonLives.
+
+    Tries again and again by itself: systemd would run flock first, which may have lost its file with the daemon's
+    runtime directory.
+    """
     died = time_of_death(orders.lock)
+    while not await _kept(orders, died):
+        await asyncio.sleep(RETRY_S)
+        with suppress(OSError):
+            time_of_death(orders.lock)
+
+
+async def _kept(orders: Orders, died: float) -> bool:
+    """Try it once; return whether all are gone."""
+    try:
+        return await expire_all(orders, died)
+    except (Error, OSError) as error:
+        log.error("%s; trying again", error)
+        return False
+
+
+async def expire_all(orders: Orders, died: float) -> bool:
+    """Stop each model with a `ttl` in its time; return whether all are gone. Raises DaemonLives, Error or OSError."""
     runs = {run.invocation: run for run in StateFile(orders.state).read().models.values()}
     await asyncio.sleep(SETTLE_S)
     manager = await Manager.connect(orders.manager, orders.bus)
@@ -280,11 +307,9 @@ async def find(manager: Manager, instance: str) -> list[tuple[RunningUnit, float
     for name in await manager.list_units(pattern(instance)):
         unit = running(manager, name, instance)
         properties = await unit.take_over()
-        texts = [bytes(data).decode(errors="replace") for data in properties.get("LogExtraFields", ())]
-        ttl_s = dict(text.partition("=")[::2] for text in texts).get(TTL, "")
+        ttl_s = identity(properties).get(TTL, "")
         if ttl_s.isdecimal():
-            limit_us = properties["TimeoutStopUSec"]
-            found.append((unit, float(ttl_s), MODEL_GRACE_S if limit_us == NO_LIMIT_USEC else limit_us / 1e6))
+            found.append((unit, float(ttl_s), grace_s(properties)))
     return found
 
 
@@ -309,17 +334,18 @@ def running(manager: Manager, name: str, instance: str) -> RunningUnit:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be the keeper of a daemon that has died; exit status 0 when nothing is left to do, else to be run again."""
+    """Be the keeper of a daemon that has died; exit status 0 when nothing is left to do, else to wait again."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     orders = Orders.parse(sys.argv[1:] if argv is None else argv)
     try:
-        return 0 if asyncio.run(keep(orders)) else 1
+        asyncio.run(keep(orders))
     except DaemonLives:
         log.info("llamaswapd is back")
         return os.EX_TEMPFAIL  # to wait for its end again, should it not replace us
-    except (Error, OSError) as error:
-        log.error("%s", error)
+    except OSError as error:
+        log.error("cannot see whether llamaswapd lives: %s", error)
         return 1
+    return 0
 
 
 if __name__ == "__main__":

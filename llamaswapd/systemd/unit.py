@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llamaswapd.config.commandline import split
 from llamaswapd.config.fingerprint import digest, fingerprint
@@ -20,6 +21,9 @@ from llamaswapd.config.unit_words import literals, quote
 from llamaswapd.errors import UsageError
 
 Settings = Mapping[str, tuple[str, ...]]
+
+UNLIMITED_GRACE_S = 10.0  # of a unit without a time limit of its own
+_NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
 
 READS_PREFIXES_AGAIN = 257  # version of systemd, see `_start_command`
 
@@ -251,6 +255,21 @@ def _identity(model: ModelConfig, instance: str) -> list[tuple[str, str]]:
     if model.ttl > 0:
         fields["LLAMASWAP_TTL"] = str(model.ttl)
     return list(fields.items())
+
+
+def identity(properties: Mapping[str, Any]) -> dict[str, str]:
+    """Return the journal fields in what systemd says of a unit, as text: what `_identity` has put there, or others.
+
+    Of two with one name the last, which is ours.
+    """
+    entries = (bytes(entry).decode(errors="replace") for entry in properties.get("LogExtraFields", ()))
+    return dict(entry.partition("=")[::2] for entry in entries)
+
+
+def grace_s(properties: Mapping[str, Any]) -> float:
+    """Return the seconds that a unit may take to stop, by what systemd says of it."""
+    limit_usec = properties["TimeoutStopUSec"]
+    return UNLIMITED_GRACE_S if limit_usec == _NO_LIMIT_USEC else float(limit_usec / 1e6)
 
 
 def _printable(model_id: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -105,6 +106,23 @@ async def armed(private: Any, manager: Manager, model: Model, tmp_path: Path) ->
     armed.let_go()
 
 
+def orders(bus: socket.socket, folder: Path, lock: Path) -> Orders:
+    """Orders for a keeper that will meet a bus of the test's own."""
+    bus.bind(str(folder / "bus"))
+    bus.listen()
+    return Orders("private", f"unix:path={folder}/bus", "", lock, folder / "state")
+
+
+async def refused(bus: socket.socket, successor: Path | None = None) -> None:
+    """Hang up on the first who comes to the bus; the next comes to its successor."""
+    first, _ = await asyncio.to_thread(bus.accept)
+    if successor:
+        path = Path(bus.getsockname())
+        path.unlink()
+        path.symlink_to(successor)
+    first.close()
+
+
 def sleeping(*fields: str) -> list[Property]:
     return [
         ("Type", "s", "exec"),
@@ -160,6 +178,15 @@ class TestWhenTheDaemonDies:
         daemon.kill()
         assert str(await waiting.ended) == "exit status 0"
 
+    async def test_a_bus_that_is_away_is_tried_again_though_the_lock_has_gone_with_its_folder(
+        self, private: Any, model: Model, tmp_path: Path
+    ) -> None:
+        idle = await model("idle", 1)
+        with socket.socket(socket.AF_UNIX) as bus:
+            keeping = asyncio.create_task(keeper.keep(orders(bus, tmp_path, tmp_path / "gone" / "alive")))
+            await refused(bus, private.runtime_dir / "bus")
+        await asyncio.gather(keeping, idle.ended)
+
     async def test_a_keeper_that_was_killed_is_back_in_time(
         self, manager: Manager, model: Model, daemon: subprocess.Popen[str]
     ) -> None:
@@ -210,6 +237,15 @@ class TestWhenADaemonComesBack:
         os.close(lock)
         await idle.ended
 
+    async def test_it_waits_again_also_while_it_cannot_reach_systemd(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as bus:
+            keeping = asyncio.create_task(keeper.keep(orders(bus, tmp_path, tmp_path / "alive")))
+            await refused(bus)
+            lock = keeper.take(tmp_path / "alive")
+            with pytest.raises(DaemonLives):
+                await keeping
+            os.close(lock)
+
     async def test_a_model_that_ends_by_itself_is_not_waited_for(self, model: Model, tmp_path: Path) -> None:
         idle = await model("idle", 1)
         ending = asyncio.create_task(keeper.expire(idle, 1.0, float("inf"), tmp_path / "alive"))
@@ -255,6 +291,24 @@ class TestArming:
         await refused.disarm()
         assert "that is not ours" in caplog.text
         assert is_alive(other.pid)
+
+    async def test_without_a_lock_of_its_own_it_replaces_the_one_before_by_none(
+        self,
+        private: Any,
+        manager: Manager,
+        model: Model,
+        daemon: subprocess.Popen[str],
+        caplog: pytest.LogCaptureFixture,
+        tmp_path: Path,
+    ) -> None:
+        """The one before takes the new daemon for dead, too."""
+        in_the_way = private.runtime_dir / "alive.new"
+        in_the_way.mkdir()
+        back = Keeper(manager, "", private.runtime_dir.parent, tmp_path / "state")
+        await back.arm()
+        in_the_way.rmdir()
+        assert not await manager.list_units(NAME)
+        assert "will not be stopped by their ttl" in caplog.text
 
     async def test_a_lock_that_cannot_be_had_is_a_warning(
         self, manager: Manager, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -322,6 +376,9 @@ class TestTheLock:
         died = keeper.time_of_death(tmp_path / "alive")
         assert before <= died <= time.monotonic()
         assert keeper.time_of_death(tmp_path / "alive") == died
+
+    def test_that_has_no_room_for_the_time_is_a_death(self) -> None:
+        assert keeper.time_of_death(Path("/dev/full")) <= time.monotonic()
 
     def test_that_has_gone_with_its_folder_is_a_death(self, tmp_path: Path) -> None:
         assert keeper.time_of_death(tmp_path / "gone" / "alive") <= time.monotonic()

@@ -17,10 +17,13 @@ from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import UsageError
 from llamaswapd.systemd.unit import (
+    UNLIMITED_GRACE_S,
     Host,
     UnitSpec,
     build,
     check_instance,
+    grace_s,
+    identity,
     model_id_of,
     object_path,
     pattern,
@@ -301,6 +304,25 @@ def test_what_leaves_the_running_unit_alone_leaves_the_fingerprint(change: dict[
 def test_the_order_of_settings_does_not_matter() -> None:
     one, other = {"A": ("1",), "B": ("2",)}, {"B": ("2",), "A": ("1",)}
     assert fingerprint(model(systemd=one)) == fingerprint(model(systemd=other))
+
+
+# Read back
+
+
+def test_a_unit_says_who_it_is_by_what_was_put_into_it() -> None:
+    spec = build(model(port=5800, ttl=60, systemd={"LogExtraFields": ("LLAMASWAP_MODEL=another", "OWN=a=b")}), HOST)
+    said = identity({"LogExtraFields": value_of(spec, "LogExtraFields")})
+    expected = {"LLAMASWAP_MODEL": "qwen", "LLAMASWAP_PORT": "5800", "LLAMASWAP_TTL": "60", "OWN": "a=b"}
+    assert said.items() >= expected.items()
+
+
+def test_a_unit_of_somebody_else_says_nothing() -> None:
+    assert identity({}) == identity({"LogExtraFields": []}) == {}
+
+
+@pytest.mark.parametrize(("limit_usec", "limit_s"), [(1_500_000, 1.5), (2**64 - 1, UNLIMITED_GRACE_S)])
+def test_a_stop_takes_no_longer_than_systemd_allows_or_than_is_usual(limit_usec: int, limit_s: float) -> None:
+    assert grace_s({"TimeoutStopUSec": limit_usec}) == limit_s
 
 
 # In print
