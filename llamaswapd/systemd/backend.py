@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from llamaswapd.config.commandline import split
 from llamaswapd.config.schema import ModelConfig
-from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, StartError
+from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, BusLost, StartError, UnitError
 from llamaswapd.systemd import listeners, program, unit
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.journal import Journal
@@ -32,8 +31,7 @@ START_ATTEMPTS = 4  # each but the last may find the name taken, or systemd read
 
 FAILED_START_GRACE_S = 5.0  # from SIGTERM to SIGKILL when a start fails or is given up (llama-swap)
 
-NO_LIMIT_USEC = 2**64 - 1  # USEC_INFINITY
-LEFTOVER_GRACE_S = 10.0  # for a unit without a time limit of its own
+FIND_AT_ONCE = 32  # the system's bus takes 128 unanswered calls of one connection; each unit looked at is one
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,13 @@ class SystemdBackend:
     async def find(self) -> list[Found]:
         """Return every unit of this instance, whoever started it; without those that go while they are looked at.
 
-        Each is watched from before it is looked at, and referenced (RefUnit) while: systemd collects a unit that ends
-        at once, and answers for a collected one as if nothing had ever happened to it. Not for longer: a referenced
-        unit is not collected, so nobody would learn that it is gone; from here on signals tell how it ends.
+        Each is watched from before it is looked at, so its end is noticed with its cause. No reference is held
+        (RefUnit): it would be the connection's, and go with it in the one case in which no signals come, and a unit
+        with one is not collected, so its name would not be free by itself.
         """
         names = await self.manager.list_units(unit.pattern(self._host.instance))
-        found = await asyncio.gather(*(self._find(name) for name in names))
+        turn = asyncio.Semaphore(FIND_AT_ONCE)
+        found = await asyncio.gather(*(self._find(name, turn) for name in names))
         return [one for one in found if one is not None]
 
     def leave(self) -> None:
@@ -130,13 +129,24 @@ class SystemdBackend:
     def _unit(self, name: str, program_name: str = "") -> RunningUnit:
         return RunningUnit(self.manager, name, unit.object_path(name), self._cgroup_root, self._journal, program_name)
 
-    async def _find(self, name: str) -> Found | None:
+    async def _find(self, name: str, turn: asyncio.Semaphore) -> Found | None:
+        try:
+            async with turn:
+                return await self._look_at(name)
+        except BusLost:
+            raise
+        except (UnitError, KeyError, TypeError, ValueError) as error:
+            # One that nobody can judge must not keep the others from being served. Who needs its name stops it.
+            log.warning("%s is left as it is, systemd says odd things of it: %r", name, error)
+            return None
+
+    async def _look_at(self, name: str) -> Found | None:
         running = self._unit(name)
         properties = await running.take_over()
         if not properties:
             return None
-        fields = _fields(properties["LogExtraFields"])
-        port, limit_usec = fields.get("LLAMASWAP_PORT", ""), properties["TimeoutStopUSec"]
+        fields = unit.identity(properties)
+        port = fields.get("LLAMASWAP_PORT", "")
         # Before its main process a unit may have others to run.
         began_usec = properties["ExecMainStartTimestampMonotonic"] or properties["InactiveExitTimestampMonotonic"]
         return Found(
@@ -146,7 +156,7 @@ class SystemdBackend:
             int(port) if port.isdecimal() else None,
             properties["ActiveState"] in UP and not running.ended.done(),
             began_usec / 1e6,
-            LEFTOVER_GRACE_S if limit_usec == NO_LIMIT_USEC else limit_usec / 1e6,
+            unit.grace_s(properties),
         )
 
     def _check(self, model: ModelConfig, words: Sequence[str]) -> None:
@@ -162,8 +172,3 @@ class SystemdBackend:
             raise StartError(
                 f"port {port} of proxy {model.proxy} is taken by {holder}; stop that, or give the model another port"
             )
-
-
-def _fields(entries: Iterable[Any]) -> dict[str, str]:
-    """Return the journal fields of a unit as text; of two with one name the last, which is ours, see `unit.build`."""
-    return dict(bytes(entry).decode(errors="replace").partition("=")[::2] for entry in entries)

@@ -127,7 +127,11 @@ class RunningUnit:
         One that is `activating` has not ended, and its failure will be its end.
         """
         await self.attach()
-        properties = await self._manager.look(self._watch)
+        try:
+            properties = await self._manager.look(self._watch)
+        except UnitError:
+            self._watch.set_gone()  # nobody will follow it
+            raise
         if not properties:
             self._watch.set_gone()
             return {}

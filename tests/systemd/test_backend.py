@@ -18,13 +18,15 @@ import pytest
 
 from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import ModelConfig
-from llamaswapd.errors import StartError
+from llamaswapd.errors import BusLost, StartError, UnitError
 from llamaswapd.systemd import backend as module
 from llamaswapd.systemd import program
 from llamaswapd.systemd.backend import SystemdBackend
+from llamaswapd.systemd.bus import Call, Refused
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager
-from llamaswapd.systemd.unit import Host
+from llamaswapd.systemd.unit import UNLIMITED_GRACE_S, Host, unit_name
+from llamaswapd.systemd.watched import Watch
 
 pytestmark = pytest.mark.private
 
@@ -305,7 +307,7 @@ class TestFinding:
     ) -> None:
         await earlier.start(model(systemd={"TimeoutStopSec": ("infinity",)}))
         (found,) = await backend.find()
-        assert found.grace_s == module.LEFTOVER_GRACE_S
+        assert found.grace_s == UNLIMITED_GRACE_S
 
     async def test_one_whose_file_cannot_be_read_any_more_is_found(
         self, private: Any, earlier: SystemdBackend, backend: SystemdBackend
@@ -318,6 +320,85 @@ class TestFinding:
         (found,) = await backend.find()
         assert (found.is_up, found.unit.pid) == (True, unit.pid)
         assert found.fingerprint == fingerprint(model())
+
+
+def properties(**others: Any) -> dict[str, Any]:
+    """What systemd says of a unit that runs."""
+    ordinary = {
+        "ActiveState": "active",
+        "LoadState": "loaded",
+        "InvocationID": b"i" * 16,
+        "Job": (0, "/"),
+        "MainPID": 7,
+        "ControlGroup": "",
+        "LogExtraFields": [],
+        "ExecMainStartTimestampMonotonic": 1_000_000,
+        "InactiveExitTimestampMonotonic": 1_000_000,
+        "TimeoutStopUSec": 5_000_000,
+    }
+    return {name: value for name, value in {**ordinary, **others}.items() if value is not None}
+
+
+class Full:
+    """A manager with units that are looked at only; what it says of each is given, or raised."""
+
+    version = 257
+
+    def __init__(self, units: dict[str, dict[str, Any] | Exception]) -> None:
+        self.most = 0  # questions at a time
+        self._asked = 0
+        self._units = units
+
+    async def list_units(self, pattern: str) -> list[str]:
+        return [*self._units]
+
+    async def watch(self, unit: str, path: str, changed: Callable[[dict[str, Any]], None]) -> Watch:
+        return Watch(unit, path, changed)
+
+    async def look(self, watch: Watch) -> dict[str, Any]:
+        self._asked += 1
+        self.most = max(self.most, self._asked)
+        await asyncio.sleep(0)
+        self._asked -= 1
+        answer = self._units[watch.unit]
+        if isinstance(answer, Exception):
+            raise answer
+        watch.found(answer)
+        return answer
+
+
+def backend_on(manager: Any) -> SystemdBackend:
+    return SystemdBackend(manager, host(manager, ""), Path("/nowhere"), Journal("system", ""))
+
+
+class TestFindingMany:
+    async def test_no_more_are_looked_at_together_than_a_bus_takes_questions(self) -> None:
+        manager = Full({unit_name(str(number)): properties() for number in range(300)})
+        found = await backend_on(manager).find()
+        assert sorted(each.model_id for each in found) == sorted(map(str, range(300)))
+        assert manager.most <= module.FIND_AT_ONCE
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            Refused(Call("", "", "", "GetAll"), "org.freedesktop.DBus.Error.AccessDenied", "no"),
+            UnitError("systemd did not answer GetAll within 25 s"),
+            properties(TimeoutStopUSec=None),
+            properties(LogExtraFields=["LLAMASWAP_PORT=5800"]),
+            properties(LogExtraFields=[b"LLAMASWAP_PORT=" + b"9" * 5000]),
+        ],
+    )
+    async def test_one_that_systemd_says_odd_things_of_is_named_and_left_out(
+        self, odd: dict[str, Any] | Exception, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        manager = Full({unit_name("a"): properties(), unit_name("odd"): odd, unit_name("z"): properties()})
+        found = await backend_on(manager).find()
+        assert [each.model_id for each in found] == ["a", "z"]
+        assert unit_name("odd") in caplog.text
+
+    async def test_a_bus_that_is_lost_is_not_the_units_fault(self) -> None:
+        with pytest.raises(BusLost):
+            await backend_on(Full({unit_name("a"): BusLost("closed")})).find()
 
 
 @pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
