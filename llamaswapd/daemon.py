@@ -40,7 +40,7 @@ from llamaswapd.systemd import service
 from llamaswapd.systemd.backend import Found, SystemdBackend
 from llamaswapd.systemd.connect import Wanted, connect
 from llamaswapd.systemd.keeper import Keeper
-from llamaswapd.systemd.own_unit import own_job
+from llamaswapd.systemd.own_unit import UNKNOWN, own_job
 from llamaswapd.systemd.unit import check_instance
 from llamaswapd.watch import Content, Watcher, look
 
@@ -55,11 +55,7 @@ QUEUE_LOOK_S = 1.0  # how often the queue is looked at for them
 MEMORY_PAUSE_S = 0.1  # between writes of what the next daemon should know
 USE_LOOK_S = 5.0  # how old that may become while models are used
 BACKLOG = 4096
-COMES_BACK = (
-    "restart",
-    "try-restart",
-    "unknown",
-)  # what systemd is doing to us if there will be, or may be, a next one
+COMES_BACK = ("restart", "try-restart", UNKNOWN)  # our job, if there will be, or may be, a next daemon
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
