@@ -20,10 +20,12 @@ INSIDE = "/opt/llamaswapd"
 ENVIRONMENT = {"PYTHONPATH": INSIDE, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 SUITES = ("bookworm", "trixie")
 
-# Follows the unit's output until the unit has ended, and ends with its exit status.
+# Follows the unit's output until the unit has ended, and ends with its exit status. Whatever ends it ends `tail` too,
+# which would hold on to our end of the pipe.
 FOLLOW = """cd "$0"; touch out; tail -n +1 -s 0.2 -f out &
+trap "kill $!" EXIT; trap "exit 143" TERM
 until [ -s status ]; do sleep 0.2; done
-sleep 0.5; kill $!; exit "$(cat status)"
+sleep 0.5; exit "$(cat status)"
 """
 
 
