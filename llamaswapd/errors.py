@@ -195,6 +195,10 @@ class StartError(Error):
         super().__init__(f"{self.prefix}{what}" + (f"; last lines of its log:{tail}" if tail else ""))
 
 
+class NotStarted(StartError):
+    """Nothing has run: the command, its port or systemd stood in the way. Trying again costs nothing."""
+
+
 class CrashLoop(Error):
     """The model keeps dying, and is not started again for a while."""
 

@@ -11,6 +11,7 @@ from engine_support import GRACE_S, Backend, Found, Unit, counts, load, model, r
 from llamaswapd.config.schema import Config, Profile
 from llamaswapd.core.lifecycle import State
 from llamaswapd.engine import Engine
+from llamaswapd.engine.engine import FREE_DEATHS
 from llamaswapd.errors import BusLost, CrashLoop, ShuttingDown, StartError, UnitResult
 from llamaswapd.state import Remembered
 from llamaswapd.state import State as Memory
@@ -235,8 +236,8 @@ async def die(engine: Engine, backend: Backend) -> None:
 
 async def test_a_model_that_keeps_dying_is_not_started_for_a_while_and_says_why() -> None:
     async with running(swapping(model("a"))) as (engine, backend):
-        await die(engine, backend)
-        await die(engine, backend)
+        for _ in range(FREE_DEATHS + 1):
+            await die(engine, backend)
         with pytest.raises(CrashLoop) as caught:
             await load(engine, "a")
         assert caught.value.status == 503
@@ -258,8 +259,8 @@ async def test_a_systemd_that_cannot_be_reached_is_no_death_of_the_model() -> No
 
 async def test_an_operators_load_clears_that() -> None:
     async with running(swapping(model("a"))) as (engine, backend):
-        await die(engine, backend)
-        await die(engine, backend)
+        for _ in range(FREE_DEATHS + 1):
+            await die(engine, backend)
         await engine.load("a")
         await load(engine, "a")
 

@@ -31,7 +31,7 @@ from llamaswapd.errors import CrashLoop, ShuttingDown, TooManyRequests, UnknownM
 ABORT_GRACE_S = 5.0  # an aborted start has nothing to finish; llama-swap's figure
 SHUTDOWN_GRACE_S = 30.0  # llama-swap's budget for the whole shutdown
 
-# Back-off of a model that keeps dying: nothing after the first death (as llama-swap), then this, doubled by each.
+# Back-off of a model that keeps dying: none after the first `free_deaths` in a row, then this, doubled by each.
 BACKOFF_S = 1.0
 BACKOFF_LIMIT_S = 60.0
 FORGIVEN_AFTER_S = 60.0  # of readiness
@@ -154,7 +154,8 @@ class Scheduler:
     """Decides for all local models. One owner calls it, one event at a time, with a `now` that never goes back.
 
     `models` maps each id to its resolved configuration. `priority` (default 0, higher first) orders the queue and
-    nothing else. An event that a model's state cannot see raises LifecycleError and changes nothing.
+    nothing else. `free_deaths` is how many deaths in a row have no consequence. An event that a model's state cannot
+    see raises LifecycleError and changes nothing.
     """
 
     def __init__(
@@ -163,7 +164,9 @@ class Scheduler:
         policy: SwapPolicy,
         overtake_limit_s: float = 30.0,
         priority: Mapping[str, int] = {},
+        free_deaths: int = 1,
     ) -> None:
+        self._free_deaths = free_deaths
         self._models = {id: _Model(id, config, config.slots, priority.get(id, 0)) for id, config in models.items()}
         self._policy = policy
         self._overtake_limit_s = overtake_limit_s
@@ -623,7 +626,8 @@ class Scheduler:
     def _died(self, model: _Model, error: Exception) -> None:
         """Count a death nobody ordered, and say how long the model has to wait for its next start."""
         count = model.deaths.count + 1 if model.deaths is not None else 1
-        backoff_s = min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0 ** min(count - 2, 10)) if count > 1 else 0.0
+        late = count - self._free_deaths
+        backoff_s = min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0 ** min(late - 1, 10)) if late > 0 else 0.0
         model.deaths = _Deaths(count, error, self._now + backoff_s)
 
     def _backs_off(self, model: _Model, deaths: _Deaths) -> bool:

@@ -25,7 +25,7 @@ from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler
 from llamaswapd.engine.backend import Backend, EngineObserver, Found, Resources, Unit, Unobserved
 from llamaswapd.engine.lease import Lease
 from llamaswapd.engine.run import History, Run, StopOrdered, unless
-from llamaswapd.errors import Error, StartError, UnitError, UnknownModel
+from llamaswapd.errors import Error, NotStarted, StartError, UnitError, UnknownModel
 from llamaswapd.state import Remembered
 from llamaswapd.state import State as Memory
 
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 # A model that failed to start gets this long between SIGTERM and SIGKILL (llama-swap).
 FAILED_START_GRACE_S = 5.0
+
+# After so many deaths in a row the next request starts a model at once, as in llama-swap. The next one has it wait.
+FREE_DEATHS = 3
 
 LOG_LINES = 10  # of a model that died, for whoever asks for it meanwhile
 
@@ -64,7 +67,9 @@ class Engine:
         self.backend = backend
         self.observer: EngineObserver = observer or Unobserved()
         self._tickets = itertools.count(1)
-        self._scheduler = Scheduler(config.models, policy_of(config), config.overtake_limit, config.priority)
+        self._scheduler = Scheduler(
+            config.models, policy_of(config), config.overtake_limit, config.priority, FREE_DEATHS
+        )
         self._histories: dict[str, History] = {}
         self._leftovers: dict[asyncio.Task[None], Found] = {}  # units that are none of our models, being stopped
         self._leases: dict[int, Lease] = {}
@@ -437,7 +442,7 @@ class Engine:
 
     async def _run(self, run: Run) -> None:
         """See one model through: start it, wait until it is ready, until it ends or is to end, and stop it."""
-        model_id, error, death, is_own_fault = run.model.id, None, None, True
+        model_id, error, death = run.model.id, None, None
         ordered = asyncio.create_task(run.stop_ordered.wait(), name=f"stop order {model_id}")
         try:
             if run.unit is None:
@@ -457,7 +462,7 @@ class Engine:
         except StartError as failure:
             error = failure
         except UnitError as failure:
-            error, is_own_fault = StartError(f"systemd cannot start its unit: {failure}"), False
+            error = NotStarted(f"systemd cannot start its unit: {failure}")
         except Exception as failure:
             log.exception("<%s> unexpected error", model_id)
             error = StartError(f"internal error: {failure!r}")
@@ -477,7 +482,8 @@ class Engine:
         if error is None or run.stop_ordered.is_set():
             self._perform(self._scheduler.gone(model_id, now, died_of))
         else:
-            self._perform(self._scheduler.failed(model_id, error, now, is_own_fault))
+            is_death = not isinstance(error, NotStarted)
+            self._perform(self._scheduler.failed(model_id, error, now, is_death))
         self._histories[model_id].ended_at = time.monotonic()
         self._changed()
 
@@ -485,7 +491,7 @@ class Engine:
         if self._leftovers:
             await asyncio.wait(self._leftovers, timeout=run.model.health_check_timeout)
         for other in self._leftovers.values():
-            raise StartError(
+            raise NotStarted(
                 f"{other.unit.name}, which is no longer configured, does not stop; kill it, or wait for it"
             )
         return await self.backend.start(run.model)

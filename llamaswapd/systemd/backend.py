@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from llamaswapd.config.commandline import split
 from llamaswapd.config.schema import ModelConfig
-from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, BusLost, StartError, UnitError
+from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, BusLost, NotStarted, StartError, UnitError
 from llamaswapd.systemd import listeners, program, unit
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.journal import Journal
@@ -120,7 +120,7 @@ class SystemdBackend:
                 # systemd 252 cannot read the file that it writes for ExecStartPreEx= and its like. If it reads its
                 # files anew before it has come to the start, it fails, or forgets it.
                 log.warning("<%s> systemd has not begun to start %s, ordering it again", model.id, spec.name)
-        raise StartError(f"systemd does not start {spec.name}; see systemctl status {spec.name}")
+        raise NotStarted(f"systemd does not start {spec.name}; see systemctl status {spec.name}")
 
     async def _begin(self, running: RunningUnit, spec: unit.UnitSpec, model: ModelConfig) -> str:
         limit_s = float(model.health_check_timeout)
@@ -160,15 +160,15 @@ class SystemdBackend:
         )
 
     def _check(self, model: ModelConfig, words: Sequence[str]) -> None:
-        """Raise StartError when the program or the port cannot be used. Blocks for as long as the file system does."""
+        """Raise NotStarted when the program or the port cannot be used. Blocks for as long as the file system does."""
         if not model.proxy:
-            raise StartError("upstream proxy missing")
+            raise NotStarted("upstream proxy missing")
         program.check(words, self._host.directory, model.systemd)
         proxy = urlsplit(model.proxy)
         port = proxy.port or DEFAULT_PORTS.get(proxy.scheme)
         if port is None or proxy.hostname not in LOOPBACK or not model.names_port(port):
             return
         if (found := listeners.listeners(port)) and (holder := listeners.holder(found, words[0])):
-            raise StartError(
+            raise NotStarted(
                 f"port {port} of proxy {model.proxy} is taken by {holder}; stop that, or give the model another port"
             )

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 
-from llamaswapd.errors import StartError
+from llamaswapd.errors import NotStarted
 
 # With these the unit has a root directory of its own, whose files are not the ones we see; systemd.exec(5).
 OWN_ROOT = {"RootDirectory", "RootImage"}
@@ -24,9 +24,9 @@ def find(name: str, directory: str) -> str:
 
 
 def check(words: Sequence[str], directory: str, settings: Collection[str]) -> None:
-    """Raise StartError, in llama-swap's words, if a command cannot be run with these unit settings."""
+    """Raise NotStarted, in llama-swap's words, if a command cannot be run with these unit settings."""
     if not words:
-        raise StartError("unable to get sanitized command: empty command")
+        raise NotStarted("unable to get sanitized command: empty command")
     path = find(words[0], directory)
     if not path.startswith("/"):
         raise cannot_start(words, "executable file not found in $PATH")
@@ -34,9 +34,9 @@ def check(words: Sequence[str], directory: str, settings: Collection[str]) -> No
         raise cannot_start(words, reason)
 
 
-def cannot_start(words: Sequence[str], reason: str, log: Sequence[str] = ()) -> StartError:
+def cannot_start(words: Sequence[str], reason: str, log: Sequence[str] = ()) -> NotStarted:
     # The system's words begin with a capital letter, Go's do not.
-    return StartError(f"failed to start command '{' '.join(words)}': {reason[:1].lower()}{reason[1:]}", log)
+    return NotStarted(f"failed to start command '{' '.join(words)}': {reason[:1].lower()}{reason[1:]}", log)
 
 
 def _why_not_executable(path: str) -> str:

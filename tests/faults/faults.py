@@ -314,16 +314,16 @@ async def health_hung(stage: Stage) -> None:
 
 
 async def crash_loop(stage: Stage) -> None:
-    """A model that always dies: two are let in, the third is told to come again; an operator's load clears it."""
+    """A model that always dies: four are let in, the fifth is told to come again; an operator's load clears it."""
     place = stage.place
     works = Path(f"/tmp/{place.mark}-works")
     works.unlink(missing_ok=True)
     (await stage.post("/api/models/unload/dying")).succeeded()
     try:
-        statuses = [(await stage.ask("dying")).status for _ in range(2)]
-        assert all(status in (500, 502) for status in statuses), f"the first two deaths: {statuses}"
+        statuses = [(await stage.ask("dying")).status for _ in range(4)]
+        assert all(status in (500, 502) for status in statuses), f"the first four deaths: {statuses}"
         refusal = await stage.ask("dying")
-        assert refusal.status == 503, f"after two deaths: {refusal.status} {refusal.text[:300]}"
+        assert refusal.status == 503, f"after four deaths: {refusal.status} {refusal.text[:300]}"
         check_refusal(refusal)
         works.touch()
         (await stage.post("/api/models/load/dying")).succeeded()
