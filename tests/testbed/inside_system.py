@@ -302,7 +302,7 @@ def test_a_stop_ends_the_models_and_leaves_nothing() -> None:
     output("systemctl", "start", UNIT)
 
 
-def test_models_of_a_killed_daemon_run_on_until_the_next_start() -> None:
+def test_models_of_a_killed_daemon_run_on_and_are_taken_over_by_the_next() -> None:
     leftover = "llamaswapd-hand-model-red.service"
     with by_hand(CONFIG, OTHER_PORT, "--instance", "hand") as daemon:
         Client(OTHER_PORT).load("red")
@@ -311,9 +311,9 @@ def test_models_of_a_killed_daemon_run_on_until_the_next_start() -> None:
         assert show(leftover, "ActiveState") == {"ActiveState": "active"}
         pid = main_pid(leftover)
     with by_hand(CONFIG, OTHER_PORT, "--instance", "hand"):
-        assert units("llamaswapd-hand-model-*") == []
-        assert not Path(f"/proc/{pid}").exists()
+        assert units("llamaswapd-hand-model-*") == [leftover]
         assert Client(OTHER_PORT).ask("red")[0] == 200
+        assert main_pid(leftover) == pid
     assert units("llamaswapd-hand-model-*") == []
 
 
@@ -332,7 +332,7 @@ def test_either_dbus_library_will_do(tmp_path: Path, library: str) -> None:
         path = f"{tmp_path}:{TREE}"
     elif systemd_version() < 257:
         pytest.skip("the dbus-fast of Debian 12 cannot send texts that are not ASCII")
-    ask = "from llamaswapd.systemd import manager; print(manager.dbus.__name__)"
+    ask = "from llamaswapd.systemd import bus; print(bus.dbus.__name__)"
     assert output("env", f"PYTHONPATH={path}", "python3", "-c", ask) == f"{library}\n"
     with by_hand(CONFIG, OTHER_PORT, "--instance", library, PYTHONPATH=path):
         assert Client(OTHER_PORT).ask("org/qwen 2.5:Q4_K-M é")[0] == 200
