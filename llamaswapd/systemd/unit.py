@@ -6,19 +6,21 @@ are both made from it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llamaswapd.config.commandline import split
-from llamaswapd.config.fingerprint import digest, fingerprint
+from llamaswapd.config.fingerprint import digest
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.config.settings import SECTIONS, minimum_version, properties
 from llamaswapd.config.unit_kinds import Property
 from llamaswapd.config.unit_values import is_assignment
 from llamaswapd.config.unit_words import literals, quote
 from llamaswapd.errors import UsageError
+from llamaswapd.systemd import sandbox
 
 Settings = Mapping[str, tuple[str, ...]]
 
@@ -102,6 +104,9 @@ class Host:
     instance: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)  # inherited; other users can read it over D-Bus
     find: Callable[[str], str] = str  # program as written to absolute path; unchanged when there is none
+    defaults: Settings = field(default_factory=dict)  # between ours and the model's own, see `sandbox`
+    # Where files with environments are, for systemd to read and nobody else; "": they are in the units.
+    environment_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ class UnitSpec:
     name: str
     settings: Settings
     left_out: tuple[str, ...]  # settings of the model that this systemd does not know yet
+    environment_file: str = ""  # what is to be in the file that its EnvironmentFile= names first
 
     @property
     def properties(self) -> list[Property]:
@@ -119,15 +125,36 @@ class UnitSpec:
 
 
 def build(model: ModelConfig, host: Host) -> UnitSpec:
-    """Return the unit of a model: what the daemon needs, then what the model's `systemd` block says."""
-    base = _base(model, host)
+    """Return the unit of a model: what the daemon needs, the host's defaults, what the model's `systemd` block says."""
     own = {name: values for name, values in model.systemd.items() if minimum_version(name, values) <= host.version}
-    for name in own.keys() & {"Environment"}:
-        own[name] = _merged((*base.get(name, ()), *own[name]))
-    for name in own.keys() & {"LogExtraFields"}:  # ours last: an empty assignment must not take the identity away
-        own[name] = (*own[name], *base[name])
     left_out = tuple(name for name in model.systemd if name not in own)
-    return UnitSpec(unit_name(model.id, host.instance), {**base, **own}, left_out)
+    base, locked = _base(model, host), sandbox.for_model(host.defaults, model.id, _program(model), own)
+    settings = {**base, **locked, **own}
+    for name in own.keys() & locked.keys() & sandbox.LISTS:
+        settings[name] = (*locked[name], *own[name])
+    if "LogExtraFields" in own:  # ours last: an empty assignment must not take the identity away
+        settings["LogExtraFields"] = (*own["LogExtraFields"], *base["LogExtraFields"])
+    inherited, env = _inherited(host.environment), _own_environment(model)
+    settings["Environment"] = _merged(
+        (*map(quote, inherited), *locked.get("Environment", ()), *map(quote, env), *own.get("Environment", ()))
+    )
+    name, text = unit_name(model.id, host.instance), ""
+    if host.environment_file and settings["Environment"]:
+        text = _environment_file(settings.pop("Environment"))
+        # systemd.exec(5): of two files with one variable the later wins. The name is a pattern, glob(7).
+        ours = f"{host.environment_file}/{name}".replace("\\", "\\\\").replace("%", "%%")
+        settings["EnvironmentFile"] = (ours, *_after_reset(own.get("EnvironmentFile", ())))
+    return UnitSpec(name, {name: values for name, values in settings.items() if values}, left_out, text)
+
+
+def _program(model: ModelConfig) -> str:
+    return os.path.basename("".join(split(model.cmd)[:1]))
+
+
+def _after_reset(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the assignments behind the last empty one."""
+    empty = [i + 1 for i, text in enumerate(values) if not text.strip()]
+    return values[max(empty, default=0) :]
 
 
 def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
@@ -151,7 +178,6 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
         "OOMPolicy": ("kill",),
         "KillMode": ("control-group",),
         "WorkingDirectory": (host.directory.replace("%", "%%"),),
-        "Environment": _merged(quote(entry) for entry in (*_inherited(host.environment), *_own_environment(model))),
         "StandardInput": ("null",),
         "SyslogIdentifier": (label.replace("%", "%%"),),
         "LogExtraFields": tuple(quote(f"{name}={value}") for name, value in _identity(model, host.instance)),
@@ -228,6 +254,14 @@ def _merged(assignments: Iterable[str]) -> tuple[str, ...]:
     return tuple(quote(entry) for entry in entries.values())
 
 
+def _environment_file(assignments: Iterable[str]) -> str:
+    """Return merged `Environment=` values as the text of a file; systemd.exec(5), EnvironmentFile=."""
+    entries = (entry.partition("=") for text in assignments for entry in literals(text))
+    return "".join(f'{name}="{_NEEDS_BACKSLASH.sub(_BACKSLASHED, value)}"\n' for name, _, value in entries)
+
+
+_NEEDS_BACKSLASH, _BACKSLASHED = re.compile(r'[\\"`$]'), r"\\\g<0>"
+
 # systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager", those that belong to one unit.
 PER_UNIT = frozenset(
     """
@@ -248,7 +282,7 @@ def _identity(model: ModelConfig, instance: str) -> list[tuple[str, str]]:
     fields = {
         "LLAMASWAP_MODEL": model.id,
         "LLAMASWAP_INSTANCE": instance,
-        "LLAMASWAP_FINGERPRINT": fingerprint(model),
+        "LLAMASWAP_FINGERPRINT": model.fingerprint,
     }
     if model.port is not None:
         fields["LLAMASWAP_PORT"] = str(model.port)
