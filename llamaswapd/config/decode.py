@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from llamaswapd.config.commandline import split
 from llamaswapd.config.duration import duration_s
 from llamaswapd.config.report import Report
 from llamaswapd.config.schema import (
@@ -25,6 +26,7 @@ from llamaswapd.config.schema import (
     Profile,
     Section,
     UnitSettings,
+    Words,
 )
 from llamaswapd.config.tree import Map, Node, Path, Scalar, Seq, is_null, plain
 
@@ -114,6 +116,8 @@ class _Decoder:
             return _names(self._text(node, path))
         if any(isinstance(mark, Duration) for mark in marks):
             return self._duration(node, path)
+        if any(isinstance(mark, Words) for mark in marks):
+            return self._texts(node, path) if isinstance(node, Seq) else tuple(split(self._text(node, path)))
         if any(isinstance(mark, UnitSettings) for mark in marks):
             return self._unit_settings(node, path)
         if get_origin(hint) is types.UnionType:  # `bool | None`: null, the other half, has been dealt with

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from llamaswapd.config import containers
 from llamaswapd.config.router import in_use
 from llamaswapd.config.schema import (
     COMFYUI_ID,
@@ -98,6 +99,8 @@ def _model(model: ModelConfig, config: Config) -> ModelConfig:
         timeouts=_timeouts(model.timeouts),
         systemd={**config.systemd, **model.systemd},
     )
+    if model.container is not None:  # what stands in `cmd` and `cmdStop` beside it is for llama-swap
+        model = model.having(cmd=containers.shown(model), cmd_stop="")
     if model.id != COMFYUI_ID:
         return model
     return model.having(concurrency_limit=model.slots, compat=Compat(ignore_websockets=model.ignores_websockets))

@@ -15,6 +15,7 @@ from llamaswapd.config.decode import BOOLEAN_WORDS, fields_by_key
 from llamaswapd.config.schema import (
     CommaSeparated,
     Config,
+    Container,
     Duration,
     Filters,
     Key,
@@ -27,6 +28,7 @@ from llamaswapd.config.schema import (
     Selector,
     Store,
     UnitSettings,
+    Words,
 )
 
 Schema = dict[str, Any]
@@ -38,7 +40,7 @@ _TEXTS: Schema = {"type": ["array", "null"], "items": _TEXT}
 # What a macro or a variable of the environment yields cannot be known here.
 _MACRO: Schema = {"type": "string", "pattern": r"\$\{.+\}"}
 _NULL: Schema = {"type": "null"}
-_UNIT_SETTING: Schema = {"anyOf": [_TEXT, _TEXTS]}
+_TEXT_OR_TEXTS: Schema = {"anyOf": [_TEXT, _TEXTS]}
 
 _REQUIRED: Mapping[type[Section], list[str]] = {
     Selector: ["strategy", "targets"],
@@ -46,6 +48,7 @@ _REQUIRED: Mapping[type[Section], list[str]] = {
     Peer: ["proxy", "models"],
     Matrix: ["sets"],
     Store: ["path"],
+    Container: ["image"],
 }
 
 # Keys that are read without being fields: old spellings, and what llama-swap accepts without effect.
@@ -161,5 +164,6 @@ _MARKED: Mapping[type, Schema] = {
             _NULL,
         ]
     },
-    UnitSettings: {"type": ["object", "null"], "patternProperties": {"^[A-Z]": _UNIT_SETTING}},
+    UnitSettings: {"type": ["object", "null"], "patternProperties": {"^[A-Z]": _TEXT_OR_TEXTS}},
+    Words: _TEXT_OR_TEXTS,
 }

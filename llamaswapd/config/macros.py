@@ -134,13 +134,14 @@ def _expanded_models(
     ports: dict[str, int] = {}
     for id_, model in by_id.items():
         model = _expanded_model(id_, model, model_scope(id_, scope, own[id_]), report)
-        if _mentions_port(model.get("cmd")):
+        if _mentions_port(model.get("cmd")) or _contained_port(model):
             kept = reserved.get(id_)
             ports[id_] = port = next(free) if kept is None or kept in ports.values() else kept
             model = _expanded_model(id_, model, {"PORT": Scalar(str(port), "int", port)}, report)
         elif _mentions_port(model.get("proxy")):
             why = "proxy uses ${PORT} but cmd does not - ${PORT} is only available when used in cmd"
-            report.error(("models", id_, "proxy"), f"model {id_}: {why}; use it there or set proxy")
+            remedy = _PORT_OF_CONTAINER if _has_container(model) else "use it there or set proxy"
+            report.error(("models", id_, "proxy"), f"model {id_}: {why}; {remedy}")
             model = model.having(proxy=_REFUSED)
         by_id[id_] = model
     return models.having(**by_id), ports
@@ -198,6 +199,23 @@ def _with_keys_substituted(by_id: Map, scope: Scope, path: Path, report: Report)
         items[new_key] = node
         written.setdefault(new_key, key)
     return replace(by_id, items=items)
+
+
+_CLIENTS = ("podman", "docker")
+_PORT_OF_CONTAINER = "give the container a port, use ${PORT} in its args or in env, or set proxy"
+
+
+def _has_container(model: Map) -> bool:
+    return any(not is_null(model.get(client)) for client in _CLIENTS)
+
+
+def _contained_port(model: Map) -> bool:
+    """Whether a container of the model needs a port of ours: to be published there, or told to listen there."""
+    blocks = [block for client in _CLIENTS if isinstance(block := model.get(client), Map)]
+    if not all(is_null(block.get("port")) for block in blocks):
+        return True
+    told = [*(node for block in blocks for node in block.items.values()), model.get("env")] if blocks else []
+    return any(_mentions_port(each) for node in told for each in (node.items if isinstance(node, Seq) else [node]))
 
 
 def _mentions_port(node: Node | None) -> bool:

@@ -25,16 +25,25 @@ def _model(model: Node) -> Node:
     """Return a model with its implied settings; one given as null stays without command and proxy."""
     if not isinstance(model, Map):
         return model
-    for key in ("cmd", "cmdStop"):
-        command = model.items.get(key)
-        if isinstance(command, Scalar) and command.kind == "str":
-            model = model.having(**{key: text(without_comments(command.text), command.origin)})
+    model = _without_comments(model, "cmd", "cmdStop")
+    for client in ("podman", "docker"):
+        block = model.get(client)
+        if isinstance(block, Map):
+            model = model.having(**{client: _without_comments(block, "args", "options")})
     if is_null(model.get("proxy")):
         model = model.having(proxy=text(_DEFAULT_PROXY, model.origin))
     filters = model.get("filters")
     if isinstance(filters, Map):
         model = model.having(filters=_filters(filters))
     return model
+
+
+def _without_comments(block: Map, *keys: str) -> Map:
+    for key in keys:
+        command = block.get(key)
+        if isinstance(command, Scalar) and command.kind == "str":
+            block = block.having(**{key: text(without_comments(command.text), command.origin)})
+    return block
 
 
 def _filters(filters: Map) -> Map:

@@ -38,6 +38,11 @@ class CommaSeparated:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Words of a command line: written as one text, split as `cmd` is, or as a list with a word in each item."""
+
+
+@dataclass(frozen=True)
 class UnitSettings:
     """Settings as in unit files: each a text or a list of texts, as written."""
 
@@ -104,6 +109,23 @@ class Compat(Section, frozen=True):
     )
 
 
+class Container(Section, frozen=True):
+    """An image whose container serves the model, in place of a program."""
+
+    image: str = Field(default="", description="what to run, with registry and tag")
+    args: Annotated[tuple[str, ...], Words()] = Field(default=(), description="words after the image: the server's own")
+    port: int = Field(
+        default=0, description="port of the server inside, published as ${PORT}; 0: it shares the host's network"
+    )
+    volumes: tuple[str, ...] = Field(default=(), description="HOST:CONTAINER[:OPTIONS], such as /srv/models:/models:ro")
+    gpus: Annotated[tuple[str, ...], Words()] = Field(
+        default=(), description="all, none, amd, intel, or NVIDIA's by number or UUID"
+    )
+    network: str = Field(default="", description="network mode or name; empty: the default, or with no port the host's")
+    pull: Literal["missing", "always", "never"] = Field(default="missing", description="when the image is fetched")
+    options: Annotated[tuple[str, ...], Words()] = Field(default=(), description="further words of `run`")
+
+
 # The model behind /comfyui/; its page holds a websocket open for as long as it is shown.
 COMFYUI_ID = "comfyui_auto"
 COMFYUI_SLOTS = 50
@@ -115,6 +137,8 @@ class ModelConfig(Section, frozen=True):
     id: Annotated[str, DERIVED] = Field(default="", description="the key under `models`")
     cmd: str = Field(default="", description="command line, split without a shell")
     cmd_stop: str = Field(default="", description="command run to stop the model, instead of SIGTERM")
+    podman: Container | None = Field(default=None, description="a container of podman's that is run in place of cmd")
+    docker: Container | None = Field(default=None, description="a container of docker's that is run in place of cmd")
     proxy: str = Field(default="http://localhost:${PORT}", description="base URL of the model's server")
     check_endpoint: str = Field(
         default="/health", description="path polled until it answers 200; `none`: ready at once"
@@ -146,6 +170,12 @@ class ModelConfig(Section, frozen=True):
         description="unit settings spelled as in unit files, each a list of its assignments; defaults merged in",
     )
     port: Annotated[int | None, DERIVED] = Field(default=None, description="allocated port, when cmd uses ${PORT}")
+    fingerprint: Annotated[str, DERIVED] = Field(default="", description="the same as long as the unit is the same")
+
+    @property
+    def container(self) -> Container | None:
+        """The container that is run in place of `cmd`."""
+        return self.podman or self.docker
 
     @property
     def slots(self) -> int:

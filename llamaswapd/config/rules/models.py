@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from llamaswapd.config.rules import Problems
+from llamaswapd.config.rules.containers import container
 from llamaswapd.config.rules.units import unit_settings
 from llamaswapd.config.rules.urls import base_url_problem, url_problem
 from llamaswapd.config.schema import Capabilities, Config, ModelConfig
@@ -50,6 +51,7 @@ def _model(id_: str, model: ModelConfig, config: Config) -> Problems:
         re.compile(model.ready_log)
     except (re.error, OverflowError, RecursionError) as error:
         yield ("readyLog",), f'"{model.ready_log}" is no regular expression: {error}'
+    yield from container(model)
     yield from unit_settings(model.systemd)
 
 

@@ -1,0 +1,86 @@
+"""What a unit has in place of its usual settings when the model is a container. Pure.
+
+podman's containers live in the unit's cgroup, docker's in one of the docker daemon's. Either way `ExecStopPost=` sees
+to it that none is left, however the client, its monitor or the server has ended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from llamaswapd.config import containers
+from llamaswapd.config.fingerprint import digest
+from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.unit_words import quote
+
+Settings = Mapping[str, tuple[str, ...]]
+
+# What `podman stop` and `podman rm` take beyond the server's own time, on a machine that is busy.
+_CLIENT_S = 10
+
+# Of docker's client, which only talks to a daemon: it needs no right but to be there.
+_DOCKER_CLIENT: Settings = {
+    "CapabilityBoundingSet": ("",),
+    "LimitCORE": ("0",),
+    "NoNewPrivileges": ("yes",),
+    "PrivateTmp": ("yes",),
+    "ProtectHome": ("read-only",),
+    "ProtectSystem": ("strict",),
+}
+# podman sets the container up in the unit: with the rights that takes, in the machine's mount namespace, since each
+# command of a unit would get one of its own and keep the container's mounts alive in it.
+_PODMAN: Settings = {
+    "LimitCORE": ("0",),
+    "LimitMEMLOCK": ("infinity",),
+    "OOMScoreAdjust": ("500",),
+}
+
+
+def name(unit: str) -> str:
+    """Return the name of a unit's container; distinct for distinct units, the unit's own wherever that can be."""
+    stem = unit.removesuffix(".service")
+    legible = re.sub(r"[^A-Za-z0-9_.-]", "_", stem)
+    return stem if legible == stem else f"{legible}-{digest(unit)}"
+
+
+def words(model: ModelConfig, unit: str) -> list[str]:
+    """Return the command that runs the unit's container; [] for a model without one."""
+    # One of this name is what an earlier unit has left behind when the machine went down.
+    replacing = ["--replace"] if model.podman is not None else []
+    return containers.words(model, [*replacing, f"--name={name(unit)}"])
+
+
+def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Settings:
+    """Return what differs from the unit of a program; `find` makes a program's path absolute."""
+    called, grace_s = name(unit), str(model.unload_timeout)
+    ends = {
+        "KillMode": ("mixed",),
+        # That of a client whose container has ended by SIGTERM.
+        "SuccessExitStatus": ("143",),
+        "TimeoutStopSec": (str(model.unload_timeout + _CLIENT_S),),
+        "TimeoutStopFailureMode": ("kill",),
+    }
+    if model.podman is not None:
+        podman = f"{quote(find('podman'))} --events-backend=none"
+        return {
+            **ends,
+            "Delegate": ("yes",),
+            "ExecStop": (f"-{podman} stop --ignore --time={grace_s} {called}",),
+            "ExecStopPost": (f"-{podman} rm --force --ignore --time=0 {called}",),
+        }
+    docker = quote(find("docker"))
+    return {
+        **ends,
+        "ExecStartPre": (f"-{docker} rm --force {called}",),
+        "ExecStop": (f"-{docker} stop --time={grace_s} {called}",),
+        "ExecStopPost": (f"-{docker} rm --force {called}",),
+    }
+
+
+def defaults(model: ModelConfig) -> Settings:
+    """Return what a packaged program gives a container's unit in place of the sandbox that other models are in.
+
+    The container is the sandbox; it is run by root unless `systemd` has a `User=`.
+    """
+    return _PODMAN if model.podman is not None else _DOCKER_CLIENT
