@@ -19,23 +19,6 @@ Settings = Mapping[str, tuple[str, ...]]
 # What `podman stop` and `podman rm` take beyond the server's own time, on a machine that is busy.
 _CLIENT_S = 10
 
-# Of docker's client, which only talks to a daemon: it needs no right but to be there.
-_DOCKER_CLIENT: Settings = {
-    "CapabilityBoundingSet": ("",),
-    "LimitCORE": ("0",),
-    "NoNewPrivileges": ("yes",),
-    "PrivateTmp": ("yes",),
-    "ProtectHome": ("read-only",),
-    "ProtectSystem": ("strict",),
-}
-# podman sets the container up in the unit: with the rights that takes, in the machine's mount namespace, since each
-# command of a unit would get one of its own and keep the container's mounts alive in it.
-_PODMAN: Settings = {
-    "LimitCORE": ("0",),
-    "LimitMEMLOCK": ("infinity",),
-    "OOMScoreAdjust": ("500",),
-}
-
 
 def name(unit: str) -> str:
     """Return the name of a unit's container; distinct for distinct units, the unit's own wherever that can be."""
@@ -76,11 +59,3 @@ def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Setti
         "ExecStop": (f"-{docker} stop --time={grace_s} {called}",),
         "ExecStopPost": (f"-{docker} rm --force {called}",),
     }
-
-
-def defaults(model: ModelConfig) -> Settings:
-    """Return what a packaged program gives a container's unit in place of the sandbox that other models are in.
-
-    The container is the sandbox; it is run by root unless `systemd` has a `User=`.
-    """
-    return _PODMAN if model.podman is not None else _DOCKER_CLIENT

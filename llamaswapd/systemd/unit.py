@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from llamaswapd.config.unit_kinds import Property
 from llamaswapd.config.unit_values import is_assignment
 from llamaswapd.config.unit_words import literals, quote
 from llamaswapd.errors import UsageError
-from llamaswapd.systemd import sandbox
+from llamaswapd.systemd import container, sandbox
 
 Settings = Mapping[str, tuple[str, ...]]
 
@@ -134,6 +134,8 @@ def build(model: ModelConfig, host: Host) -> UnitSpec:
         settings[name] = (*locked[name], *own[name])
     if "LogExtraFields" in own:  # ours last: an empty assignment must not take the identity away
         settings["LogExtraFields"] = (*own["LogExtraFields"], *base["LogExtraFields"])
+    for name in own.keys() & base.keys() & {"ExecStartPre", "ExecStopPost"}:  # ours see to a container's end
+        settings[name] = (*own[name], *base[name])
     inherited, env = _inherited(host.environment), _own_environment(model)
     settings["Environment"] = _merged(
         (*map(quote, inherited), *locked.get("Environment", ()), *map(quote, env), *own.get("Environment", ()))
@@ -158,7 +160,7 @@ def _after_reset(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
-    label = _printable(model.id)
+    label, name = _printable(model.id), unit_name(model.id, host.instance)
     settings = {
         "Description": (f"llama-swap model {label}".replace("%", "%%"),),
         # The name is free again as soon as the unit has ended, however it ended.
@@ -169,7 +171,7 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
         "Type": ("exec",),
         # READY=1 and STATUS= of any of its processes are signs of life for the readiness probe.
         "NotifyAccess": ("all",),
-        "ExecStart": (_start_command(model, host),),
+        "ExecStart": (_start_command(container.words(model, name) or split(model.cmd), host),),
         "ExecStop": _stop_commands(model, host),
         "Restart": ("no",),
         "TimeoutStartSec": (str(model.health_check_timeout),),
@@ -189,16 +191,17 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
     if settings["ExecStop"]:
         # When the time for ExecStop= is over: SIGKILL as in llama-swap, not SIGTERM and the same time once more.
         settings["TimeoutStopFailureMode"] = ("kill",)
+    if model.container is not None:
+        settings |= container.settings(model, name, host.find)
     return {name: values for name, values in settings.items() if values}
 
 
-def _start_command(model: ModelConfig, host: Host) -> str:
+def _start_command(argv: Sequence[str], host: Host) -> str:
     """Return the command line, in which systemd must expand no `$`, as there is no shell in llama-swap.
 
     The prefix `:` keeps it from that, but a unit that has it is one that systemd 252 cannot read again at a
     daemon-reload (seen; 257 can). It would run on, marked `bad-setting`. So `$` is doubled there.
     """
-    argv = split(model.cmd)
     if not argv:
         return ""
     command = " ".join(quote(word) for word in [host.find(argv[0]), *argv[1:]])
