@@ -42,12 +42,17 @@ FOR_CLIENTS = frozenset({"LimitCORE", "LimitMEMLOCK", "OOMScoreAdjust"})
 _OF_MODEL: Final = "%i"  # in CacheDirectory=: the place of the model's id
 _LOCKED: Settings = {
     "CapabilityBoundingSet": ("",),
+    # Every device that has a driver for GPUs is a character device; disks are block devices.
+    "DeviceAllow": ("char-* rw",),
+    "DevicePolicy": ("closed",),
     "KeyringMode": ("private",),
     # systemd.exec(5): a limit of systemd's own that is lower is taken for it, and the start does not fail.
     "LimitMEMLOCK": ("infinity",),
     "LimitCORE": ("0",),
     "LockPersonality": ("yes",),
     "NoNewPrivileges": ("yes",),
+    # READY=1 of the main process, or of commands around it, is a sign of life; any other could pass itself off as it.
+    "NotifyAccess": ("exec",),
     # When memory runs out it is a model that goes, not what else the machine does.
     "OOMScoreAdjust": ("500",),
     "PrivateTmp": ("yes",),
@@ -62,7 +67,9 @@ _LOCKED: Settings = {
     "ProtectSystem": ("strict",),
     # AF_NETLINK: how many interfaces there are (NCCL, getifaddrs).
     "RestrictAddressFamilies": ("AF_UNIX AF_INET AF_INET6 AF_NETLINK",),
-    "RestrictNamespaces": ("yes",),
+    # None but those of host names, for which it takes rights that no model has: "none at all" systemd writes into the
+    # unit's file as an empty value, and reads that as no restriction at the next daemon-reload (seen with 252 and 257).
+    "RestrictNamespaces": ("uts",),
     "RestrictRealtime": ("yes",),
     "RestrictSUIDSGID": ("yes",),
     "SystemCallArchitectures": ("native",),
@@ -107,6 +114,8 @@ def for_model(settings: Settings, model_id: str, program: str, own: Settings) ->
         return {name: values for name, values in settings.items() if name in FOR_CLIENTS}
     held = {name: values for name, values in settings.items() if values}
     held["CacheDirectory"] = tuple(quote(name.replace(_OF_MODEL, _folder(model_id))) for name in held["CacheDirectory"])
+    if "Type" in own:
+        del held["NotifyAccess"]  # one that waits for READY=1 may get it from a child
     if "User" in own and "DynamicUser" not in own:
         del held["DynamicUser"]  # it would allocate the user of that name, unless it happens to exist
     if "" not in map(str.strip, own.get("CacheDirectory", ())):

@@ -26,3 +26,7 @@ def test_what_is_pure_and_the_front_end_work_with_debians_libraries(bed: str) ->
 
 def test_models_are_units_of_the_system(bed: str) -> None:
     drive("exec", bed, "--", *PYTEST, f"{INSIDE}/tests/testbed/inside_system.py")
+
+
+def test_models_are_locked_up(bed: str) -> None:
+    drive("exec", bed, "--", *PYTEST, f"{INSIDE}/tests/testbed/inside_sandbox.py")
