@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Its folders stay behind for a look; not in /tmp.
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
-.PHONY: demo test check testbed faults bench clean setup
+.PHONY: demo test check testbed faults bench deb rpm clean setup
 
 demo:
 	@tests/setup demo "$(PYTHON)"
@@ -35,6 +35,13 @@ faults: setup
 bench: setup
 	@tests/setup bench "$(PYTHON)"
 	$(BIN)/python bench/make_bench.py $(ARGS)
+
+# Into dist/, without an environment of our own; see packaging/README.md. ARGS=--lint holds the package against lintian.
+deb:
+	packaging/build-deb $(ARGS)
+
+rpm:
+	packaging/build-rpm $(ARGS)
 
 setup:
 	@tests/setup dev "$(PYTHON)"
