@@ -103,7 +103,7 @@ class Backend:
         unit = Unit(self, of or model)
         self.running.add(model.id)
         self.all_units.append(unit)
-        return Found(unit, model.id, fingerprint(of or model), model.port, is_up, time.monotonic() - 100, GRACE_S)
+        return Found(unit, model.id, (of or model).fingerprint, model.port, is_up, time.monotonic() - 100, GRACE_S)
 
     def leave(self) -> None:
         self.is_left = True
@@ -132,7 +132,8 @@ class Backend:
 def model(model_id: str, **settings: Any) -> ModelConfig:
     """A model that is ready once it has been started."""
     defaults = {"id": model_id, "proxy": "http://127.0.0.1:9", "check_endpoint": "none", "ttl": 0}
-    return ModelConfig(**defaults | {"unload_timeout": GRACE_S} | settings)
+    made = ModelConfig(**defaults | {"unload_timeout": GRACE_S} | settings)
+    return made.having(fingerprint=fingerprint(made))
 
 
 def slow(model_id: str, **settings: Any) -> ModelConfig:

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from llamaswapd.config.commandline import split
-from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.schema import ModelConfig, Section
+
+# What the daemon alone makes use of, or what the next unit may have otherwise without a restart of this one. Everything
+# else counts, so that a new setting of units cannot be forgotten here.
+_NOT_THE_UNIT = frozenset(
+    {
+        "id", "fingerprint", "ready_log", "ttl", "unload_timeout", "health_check_timeout", "aliases", "name",
+        "description", "unlisted", "use_model_name", "filters", "concurrency_limit", "send_loading_state", "metadata",
+        "capabilities", "timeouts", "compat", "macros",
+    }
+)  # fmt: skip
 
 
-def fingerprint(model: ModelConfig) -> str:
-    """Return a hash of what makes the running unit and how it is reached: equal ones need no restart."""
-    definition = [
-        split(model.cmd), split(model.cmd_stop), model.proxy, model.port, model.env, model.check_endpoint,
-        sorted(model.systemd.items()),
-    ]  # fmt: skip
-    return digest(json.dumps(definition))
+def fingerprint(model: ModelConfig, key: bytes = b"") -> str:
+    """Return 16 digits that stand for what makes the running unit and how it is reached: equal ones need no restart.
+
+    They are public and cover secrets; with a `key` (up to 64 bytes) nobody else can try out values against them.
+    """
+    definition = {name: value for name, value in _said(model).items() if name not in _NOT_THE_UNIT}
+    definition |= {"cmd": split(model.cmd), "cmd_stop": split(model.cmd_stop)}
+    text = json.dumps(definition, sort_keys=True, default=_said)
+    return hashlib.blake2b(text.encode(), digest_size=8, key=key).hexdigest()
+
+
+def _said(section: Section) -> Mapping[str, Any]:
+    """Return the fields that are not as they are by default, so that one that is new changes no fingerprint."""
+    defaults = dict(type(section)())
+    return {name: value for name, value in section if value != defaults[name]}
 
 
 def digest(text: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from llamaswapd.config import dialect, environment, macros
 from llamaswapd.config.decode import decode, known_keys
 from llamaswapd.config.effective import effective
+from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.merge import merge
 from llamaswapd.config.prepare import prepare
 from llamaswapd.config.report import Report
@@ -36,11 +37,13 @@ def load(
     *,
     is_strict: bool = False,
     ports: Mapping[str, int] = {},
+    fingerprint_key: bytes = b"",
 ) -> Loaded:
     """Return the configuration that the files make together, and what is odd about it.
 
     Raises ConfigError with every problem that can be seen at once; `is_strict` makes unknown keys problems. `ports` are
     those of running units by model id: each stays with its model if that still uses one, and no other model gets it.
+    `fingerprint_key` makes the models' fingerprints nobody else's.
     """
     report = Report(is_strict=is_strict)
     parsed = [_parsed(path, environ, report) for path in sources(files, config_dir)]
@@ -53,7 +56,7 @@ def load(
     validate(config, expanded.root, report)
     _check_store(config, report)
     report.raise_errors()
-    return Loaded(effective(config), tuple(report.warnings))
+    return Loaded(_with_fingerprints(effective(config), fingerprint_key), tuple(report.warnings))
 
 
 def sources(files: Sequence[str | Path], config_dir: str | Path | None = None) -> list[Path]:
@@ -140,3 +143,9 @@ def _decoded(expanded: macros.Expanded, report: Report) -> Config:
         # A model given as null has not even the default proxy.
         models[id_] = model.having(proxy="") if is_null(expanded.root.get("models", id_)) else model
     return config.having(models=models, peers={id_: peer.having(id=id_) for id_, peer in config.peers.items()})
+
+
+def _with_fingerprints(config: Config, key: bytes) -> Config:
+    return config.having(
+        models={id_: model.having(fingerprint=fingerprint(model, key)) for id_, model in config.models.items()}
+    )

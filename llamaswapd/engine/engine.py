@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequ
 from dataclasses import dataclass
 
 from llamaswapd import readiness
-from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.core.lifecycle import State
 from llamaswapd.core.naming import Naming, Resolved
@@ -119,7 +118,7 @@ class Engine:
             if (
                 model is not None
                 and each.is_up
-                and each.fingerprint == fingerprint(model)
+                and each.fingerprint == model.fingerprint
                 and model.id not in self._runs
             ):
                 self._adopt(model, each, memory.models.get(model.id))
@@ -340,7 +339,7 @@ class Engine:
         """Tell whether a model's unit, if it has one, is not what this definition of it would make."""
         run = self._runs.get(model.id)
         known = run.model if run is not None else self.config.models.get(model.id)
-        return known is not None and fingerprint(known) != fingerprint(model)
+        return known is not None and known.fingerprint != model.fingerprint
 
     async def preload(self, names: Iterable[str], spare_running: bool = False) -> None:
         """Load models one after the other, each by a GET `/`; a failure is logged and the next one follows.

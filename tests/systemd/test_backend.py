@@ -68,7 +68,8 @@ async def backend(connect: Connect) -> AsyncIterator[SystemdBackend]:
 
 def model(cmd: str = "sleep 600", **values: Any) -> ModelConfig:
     defaults = {"id": "m", "proxy": "http://192.0.2.1:9", "unload_timeout": 1, "health_check_timeout": 20}
-    return ModelConfig(**{**defaults, "cmd": cmd, **values})
+    made = ModelConfig(**{**defaults, "cmd": cmd, **values})
+    return made.having(fingerprint=fingerprint(made))
 
 
 def is_alive(pid: int) -> bool:
@@ -203,7 +204,7 @@ class TestFinding:
         before = time.monotonic()
         unit = await earlier.start(started)
         (found,) = await backend.find()
-        assert (found.model_id, found.fingerprint, found.port) == ("modèle/模型", fingerprint(started), 5800)
+        assert (found.model_id, found.fingerprint, found.port) == ("modèle/模型", started.fingerprint, 5800)
         assert (found.unit.name, found.unit.pid, found.unit.invocation) == (unit.name, unit.pid, unit.invocation)
         assert found.is_up
         assert before <= found.began <= time.monotonic()
@@ -319,7 +320,7 @@ class TestFinding:
         assert await process.wait() == 0
         (found,) = await backend.find()
         assert (found.is_up, found.unit.pid) == (True, unit.pid)
-        assert found.fingerprint == fingerprint(model())
+        assert found.fingerprint == model().fingerprint
 
 
 def properties(**others: Any) -> dict[str, Any]:
