@@ -150,7 +150,9 @@ def build(model: ModelConfig, host: Host) -> UnitSpec:
 
 
 def _program(model: ModelConfig) -> str:
-    return os.path.basename("".join(split(model.cmd)[:1]))
+    """Return the name of the program that the unit runs."""
+    command = container.words(model, unit_name(model.id)) or split(model.cmd)
+    return os.path.basename("".join(command[:1]))
 
 
 def _after_reset(values: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamaswapd.config.schema import ModelConfig
+from llamaswapd.config.schema import Container, ModelConfig
 from llamaswapd.config.settings import check
 from llamaswapd.systemd.sandbox import FOR_CLIENTS, LISTS, defaults, packaged
 from llamaswapd.systemd.unit import Host, UnitSpec, build
@@ -149,6 +149,11 @@ def test_an_environment_of_the_model_wins() -> None:
 @pytest.mark.parametrize("cmd", ["podman run x", "/usr/bin/docker run x", "nerdctl run x"])
 def test_a_client_of_a_container_engine_is_not_locked_up(cmd: str) -> None:
     assert set(built(cmd=cmd).settings) & set(DEFAULTS) == {"NotifyAccess"} | FOR_CLIENTS
+
+
+def test_a_container_is_locked_up_by_its_engine_alone() -> None:
+    model = ModelConfig(id="qwen", podman=Container(image="llama.cpp"))
+    assert set(build(model, HOST).settings) & set(DEFAULTS) == {"NotifyAccess"} | FOR_CLIENTS
 
 
 # The environment in a file
