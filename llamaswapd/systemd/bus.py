@@ -7,7 +7,7 @@ Messages are sent by hand: introspection and proxy objects would cost two round 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -41,32 +41,61 @@ class Call:
     member: str
     signature: str = ""
     body: tuple[object, ...] = ()
+    callee: str = "systemd"  # in error messages
 
 
 class Refused(UnitError):
-    """The call was answered with a D-Bus error, `name`."""
+    """The call was answered with a D-Bus error: `name`, `text`, and what came behind the text."""
 
-    def __init__(self, call: Call, name: str, text: str) -> None:
-        self.name = name
+    def __init__(self, call: Call, name: str, text: str, details: Sequence[Any] = ()) -> None:
+        self.name, self.text, self.details = name, text, details
         subject = call.body[0] if call.body else ""
-        super().__init__(f"systemd refused {call.member} {subject}: {text} ({name})")
+        super().__init__(f"{call.callee} refused {call.member} {subject}: {text} ({name})")
 
 
 Answer = list[Any] | Refused
 
 
-class Bus:
-    """A connection. `received` gets its signals: member, path, body."""
+@dataclass(frozen=True)
+class Asked:
+    """A method call that has come to us, to be answered by `Bus.reply` or `Bus.refuse`."""
 
-    def __init__(self, library: MessageBus, received: Callable[[str, str, list[Any]], None]) -> None:
+    sender: str  # the caller's unique name
+    path: str
+    interface: str
+    member: str
+    signature: str
+    body: list[Any]
+    serial: int
+    expects_reply: bool
+
+
+class Bus:
+    """A connection. `received` gets its signals: member, path, body; `asked` its method calls, and says which it takes.
+
+    What it does not take the library answers: by org.freedesktop.DBus.Peer, or with the error that nobody has it.
+    """
+
+    def __init__(
+        self,
+        library: MessageBus,
+        received: Callable[[str, str, list[Any]], None],
+        asked: Callable[[Asked], bool] = lambda asked: False,
+    ) -> None:
         self._library = library
         self._received = received
+        self._asked = asked
         self._heeding: dict[int, tuple[Call, Callable[[Answer], None]]] = {}  # by the serial of the call
         self.lost = asyncio.create_task(self._end(), name="end of a connection to the bus")  # returns what ended it
         library.add_message_handler(self._take)
 
     @classmethod
-    async def open(cls, address: str, received: Callable[[str, str, list[Any]], None]) -> Bus:
+    async def open(
+        cls,
+        address: str,
+        received: Callable[[str, str, list[Any]], None],
+        asked: Callable[[Asked], bool] = lambda asked: False,
+    ) -> Bus:
         """Connect; raises whatever went wrong: OSError, EOFError, the library's AuthError ..."""
         library = _MessageBus(bus_address=address)
         try:
@@ -74,7 +103,7 @@ class Bus:
         except BaseException:
             library.give_up()
             raise
-        return cls(library, received)
+        return cls(library, received, asked)
 
     @property
     def is_connected(self) -> bool:
@@ -105,7 +134,7 @@ class Bus:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 reply = await self._library.call(message)
         except TimeoutError:
-            raise UnitError(f"systemd did not answer {call.member} within {CALL_TIMEOUT_S:g} s") from None
+            raise UnitError(f"{call.callee} did not answer {call.member} within {CALL_TIMEOUT_S:g} s") from None
         except (OSError, EOFError) as error:
             raise BusLost(f"the bus hung up during {call.member}: {error}") from error
         finally:
@@ -122,12 +151,32 @@ class Bus:
         if self.is_connected:
             self._library.send(_message(call))
 
-    def _take(self, message: Any) -> None:
+    def reply(self, asked: Asked, signature: str = "", body: Sequence[object] = ()) -> None:
+        """Answer a method call, if there is still somebody to answer."""
+        self._send_back(asked, signature, body, message_type=dbus.MessageType.METHOD_RETURN)
+
+    def refuse(self, asked: Asked, name: str, signature: str, body: Sequence[object]) -> None:
+        """Answer a method call with the error `name`; the first part of `body` is its text."""
+        self._send_back(asked, signature, body, message_type=dbus.MessageType.ERROR, error_name=name)
+
+    def _send_back(self, asked: Asked, signature: str, body: Sequence[object], **kind: Any) -> None:
+        if not self.is_connected or not asked.expects_reply:
+            return
+        message = dbus.Message(
+            destination=asked.sender, reply_serial=asked.serial, signature=signature, body=list(body), **kind
+        )
+        self._library.send(message)
+
+    def _take(self, message: Any) -> bool | None:
+        """Pass a message on; true for one that the library need not answer any more."""
+        if message.message_type is dbus.MessageType.METHOD_CALL:
+            return self._asked(_asked(message))
         if message.message_type is dbus.MessageType.SIGNAL:
             self._received(message.member, message.path, message.body)
         elif message.reply_serial in self._heeding:
             call, heed = self._heeding.pop(message.reply_serial)
             heed(_answer(call, message))
+        return None
 
     async def _end(self) -> str:
         try:
@@ -164,7 +213,22 @@ def _answer(call: Call, reply: Any) -> Answer:
     body: list[Any] = reply.body
     if reply.message_type is not dbus.MessageType.ERROR:
         return body
-    return Refused(call, str(reply.error_name), body[0] if body else "no reason given")
+    text, *details = body or ["no reason given"]
+    return Refused(call, str(reply.error_name), text, details)
+
+
+def _asked(message: Any) -> Asked:
+    expects_reply = not message.flags & dbus.MessageFlag.NO_REPLY_EXPECTED
+    return Asked(
+        message.sender or "",
+        message.path or "",
+        message.interface or "",
+        message.member or "",
+        message.signature,
+        message.body,
+        message.serial,
+        expects_reply,
+    )
 
 
 class _MessageBus(MessageBus):
