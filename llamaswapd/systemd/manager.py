@@ -6,6 +6,7 @@ What a model is, this module does not know. See org.freedesktop.systemd1(5).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from llamaswapd.errors import BusLost, ManagerUnavailable, UnitError
 from llamaswapd.systemd.bus import BUS, CALL_TIMEOUT_S, Answer, Bus, Call, Refused, values, variant
+from llamaswapd.systemd.unit import object_path
 from llamaswapd.systemd.watched import JobKind, Watch, is_stand_in
 
 log = logging.getLogger(__name__)
@@ -110,8 +112,18 @@ class Manager:
         return await self._job(watch, "stop", "StopUnit", "ss", watch.unit, "replace")
 
     async def kill_unit(self, unit: str, signal: int) -> None:
-        """KillUnit, every process of it."""
-        await self._call("KillUnit", "ssi", unit, "all", signal)
+        """KillUnit, every process of it.
+
+        With KillMode=mixed systemd kills the others itself once there is no main process. `all` would have it write to
+        cgroup.kill, after which Linux (seen with 6.18) kills also what is started in that cgroup by clone3(2) with
+        CLONE_INTO_CGROUP, and so `ExecStopPost=`, which removes containers.
+        """
+        if await self.service_property(object_path(unit), "KillMode") != "mixed":
+            await self._call("KillUnit", "ssi", unit, "all", signal)
+            return
+        for whom in ("control", "main"):
+            with contextlib.suppress(Refused):  # there is none, or no longer
+                await self._call("KillUnit", "ssi", unit, whom, signal)
 
     async def thaw_unit(self, unit: str) -> None:
         await self._call("ThawUnit", "s", unit)
