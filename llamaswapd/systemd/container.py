@@ -29,15 +29,14 @@ def name(unit: str) -> str:
 
 def words(model: ModelConfig, unit: str) -> list[str]:
     """Return the command that runs the unit's container; [] for a model without one."""
-    # One of this name is what an earlier unit has left behind when the machine went down.
-    replacing = ["--replace"] if model.podman is not None else []
-    return containers.words(model, [*replacing, f"--name={name(unit)}"])
+    return containers.words(model, [f"--name={name(unit)}"])
 
 
 def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Settings:
     """Return what differs from the unit of a program; `find` makes a program's path absolute."""
     called, grace_s = name(unit), str(model.unload_timeout)
     ends = {
+        # When the client has gone, what it has left of itself goes at once.
         "KillMode": ("mixed",),
         # That of a client whose container has ended by SIGTERM.
         "SuccessExitStatus": ("143",),
@@ -46,16 +45,20 @@ def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Setti
     }
     if model.podman is not None:
         podman = f"{quote(find('podman'))} --events-backend=none"
+        remove = f"-{podman} rm --force --ignore --time=0 {called}"
         return {
             **ends,
             "Delegate": ("yes",),
+            "ExecStartPre": (remove,),
             "ExecStop": (f"-{podman} stop --ignore --time={grace_s} {called}",),
-            "ExecStopPost": (f"-{podman} rm --force --ignore --time=0 {called}",),
+            # Twice: where `podman stop` has been killed, the first only finds out that the container has ended.
+            "ExecStopPost": (remove, remove),
         }
     docker = quote(find("docker"))
+    remove = f"-{docker} rm --force {called}"
     return {
         **ends,
-        "ExecStartPre": (f"-{docker} rm --force {called}",),
+        "ExecStartPre": (remove,),
         "ExecStop": (f"-{docker} stop --time={grace_s} {called}",),
-        "ExecStopPost": (f"-{docker} rm --force {called}",),
+        "ExecStopPost": (remove,),
     }
