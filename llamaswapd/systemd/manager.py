@@ -75,6 +75,7 @@ class Manager:
         self._end: BusLost | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._watches: set[Watch] = set()
+        self._references: set[Watch] = set()  # by which units are kept from being collected; systemd counts them
         self._is_settled = False  # a unit that is said to be removed is
         self._looking: asyncio.Task[None] | None = None
         self._systemd_left = False
@@ -102,10 +103,18 @@ class Manager:
     # ---- methods of org.freedesktop.systemd1.Manager
 
     async def start_transient_unit(self, watch: Watch, properties: Iterable[Property]) -> str:
-        """StartTransientUnit; returns the result of its job."""
-        settings = [[name, variant(signature, value)] for name, signature, value in properties]
+        """StartTransientUnit, with a reference to the unit; returns the result of its job."""
+        referenced = (*properties, ("AddRef", "b", True))
+        settings = [[name, variant(signature, value)] for name, signature, value in referenced]
         body: tuple[object, ...] = (watch.unit, "replace", settings, [])
-        return await self._job(watch, "start", "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
+        self._references.add(watch)  # before there is an answer, as it may not be awaited
+        try:
+            (path,) = await self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
+        except Refused:
+            self._references.discard(watch)
+            raise
+        self._references.add(watch)  # again: a connection made meanwhile found nothing to refer to
+        return await watch.job(path, "start")
 
     async def stop_unit(self, watch: Watch) -> str:
         """StopUnit; returns the result of its job."""
@@ -130,6 +139,20 @@ class Manager:
 
     async def reset_failed_unit(self, unit: str) -> None:
         await self._call("ResetFailedUnit", "s", unit)
+
+    async def ref_unit(self, watch: Watch) -> None:
+        """RefUnit: keep a unit loaded, and so its result readable, until `unref_unit`. Nothing if it is not there.
+
+        A reference is the connection's and goes with it; `_connect` takes it again.
+        """
+        self._references.add(watch)
+        await self._with_bus(lambda bus: self._ref(bus, watch))
+
+    def unref_unit(self, unit: str) -> None:
+        """UnrefUnit: what the unit came to is known, it may be collected. Does not wait for it."""
+        for watch in [watch for watch in self._references if watch.unit == unit]:
+            self._references.discard(watch)
+            self._bus.post(_call("UnrefUnit", "s", unit))
 
     async def list_units(self, pattern: str) -> list[str]:
         """ListUnitsByPatterns: the names of all loaded units that match a glob."""
@@ -170,6 +193,7 @@ class Manager:
 
     def _unwatch(self, watch: Watch) -> None:
         self._watches.discard(watch)
+        self._references.discard(watch)
         self._bus.post(_bus_call("RemoveMatch", _properties_changed(watch.path)))
 
     def _received(self, member: str, path: str, body: list[Any]) -> None:
@@ -216,6 +240,14 @@ class Manager:
                 await self._look(self._bus, watch)
             except Refused as error:
                 log.warning("cannot see what became of %s: %s", watch.unit, error)
+
+    async def _ref(self, bus: Bus, watch: Watch) -> None:
+        try:
+            await bus.call(_call("RefUnit", "s", watch.unit))
+        except Refused as error:
+            # It has gone, or we are not allowed to: signals tell of its end, too.
+            log.debug("no reference to %s: %s", watch.unit, error)
+            self._references.discard(watch)
 
     async def _look(self, bus: Bus, watch: Watch) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -304,6 +336,8 @@ class Manager:
             await bus.call(_add_match(f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='{member}'"))
         for watch in list(self._watches):
             await bus.call(_add_match(_properties_changed(watch.path)))
+        for watch in list(self._references):
+            await self._ref(bus, watch)
         # Without a subscriber systemd sends no signals. What came before the answer may have been said to others, in
         # the middle of a reload.
         await bus.call(_call("Subscribe"), self._settle)

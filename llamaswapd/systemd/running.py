@@ -124,10 +124,13 @@ class RunningUnit:
     async def take_over(self) -> Mapping[str, Any]:
         """Follow the unit of this name, started by whomever; return its properties as they are now, {} if it is gone.
 
+        A reference keeps its result readable until we have seen its end.
+
         One that is `activating` has not ended, and its failure will be its end.
         """
         await self.attach()
         try:
+            await self._manager.ref_unit(self._watch)
             properties = await self._manager.look(self._watch)
         except UnitError:
             self._watch.set_gone()  # nobody will follow it
@@ -158,6 +161,7 @@ class RunningUnit:
             return
         if not await self._manager.service_property(self._path, "SendSIGKILL"):
             log.warning("%s has not stopped after %g s, waiting on as it has SendSIGKILL=no", self.name, grace_s)
+            self._manager.unref_unit(self.name)
             await asyncio.shield(gone)
             return
         log.warning("%s has not stopped after %g s, killing it", self.name, grace_s)
@@ -213,7 +217,9 @@ class RunningUnit:
             # systemd 252 thaws a frozen unit before it stops it, 257 refuses.
             while await self._manager.stop_unit(self._watch) == "frozen":
                 await self._manager.thaw_unit(self.name)
-            # A unit that failed and has CollectMode=inactive stays loaded until its failure is forgotten.
+            self._manager.unref_unit(self.name)
+            # A unit that failed and has CollectMode=inactive stays loaded until its failure is forgotten. Only now: its
+            # result would be forgotten, too.
             await self._manager.reset_failed_unit(self.name)
         except Refused as error:
             if error.name != NO_SUCH_UNIT:
@@ -238,6 +244,7 @@ class RunningUnit:
         if state in UP or (state == "deactivating" and self.pid) or self.ended.done():
             return
         self.ended.set_result(self.result)
+        self._manager.unref_unit(self.name)
 
     def _gone(self, gone: asyncio.Future[None]) -> None:
         self._is_gone = gone.exception() is None

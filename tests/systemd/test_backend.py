@@ -356,6 +356,10 @@ class Full:
     async def watch(self, unit: str, path: str, changed: Callable[[dict[str, Any]], None]) -> Watch:
         return Watch(unit, path, changed)
 
+    async def ref_unit(self, watch: Watch) -> None: ...
+
+    def unref_unit(self, unit: str) -> None: ...
+
     async def look(self, watch: Watch) -> dict[str, Any]:
         self._asked += 1
         self.most = max(self.most, self._asked)

@@ -120,7 +120,7 @@ class StandIn:
             return dbus.Message.new_error(message, errors.pop(0), "not now")
         if message.member == "Get":
             return dbus.Message.new_method_return(message, "v", [dbus.Variant("s", "257.13-1~deb13u1")])
-        if message.member in ("Subscribe", "ThawUnit"):
+        if message.member in ("Subscribe", "ThawUnit", "RefUnit", "UnrefUnit"):
             return dbus.Message.new_method_return(message)
         if message.member == "KillUnit":
             return dbus.Message.new_error(message, module.NO_SUCH_UNIT, "Unit m.service not loaded.")
@@ -240,7 +240,15 @@ async def test_text_that_is_not_ascii_arrives_as_it_is(manager: Manager, systemd
     systemd.answers["StartTransientUnit"] = [JOB_DONE]
     await manager.start_transient_unit(await watch(manager), [("Description", "s", "modèle 模型 🦙")])
     _, _, properties, _ = await systemd.called("StartTransientUnit")
-    assert [(name, variant.value) for name, variant in properties] == [("Description", "modèle 模型 🦙")]
+    assert [(name, variant.value) for name, variant in properties][:1] == [("Description", "modèle 模型 🦙")]
+
+
+async def test_a_unit_that_cannot_be_referenced_is_watched_all_the_same(manager: Manager, systemd: StandIn) -> None:
+    systemd.errors["RefUnit"] = ["org.freedesktop.DBus.Error.AccessDenied"]
+    systemd.properties = unit()
+    ours = await watch(manager)
+    await manager.ref_unit(ours)
+    assert (await manager.look(ours))["ActiveState"] == "active"
 
 
 async def test_a_refusal_names_the_method_the_unit_and_the_reason(manager: Manager) -> None:
@@ -379,6 +387,19 @@ class TestAfterTheBusOrSystemdWasAway:
         systemd.answers["StartTransientUnit"] = [JOB_DONE]
         await absence.pass_by()
         assert await call == "done"
+
+    async def test_a_reference_is_taken_again_unless_it_was_given_back(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        one, other = await watch(manager), await manager.watch("other.service", PATH, lambda properties: None)
+        await manager.ref_unit(one)
+        await manager.ref_unit(other)
+        manager.unref_unit(other.unit)
+        assert await systemd.called("UnrefUnit") == ["other.service"]
+        await absence.pass_by()
+        assert await systemd.called("RefUnit") == [UNIT]
+        while not systemd.calls.empty():
+            assert systemd.calls.get_nowait()[0] != "RefUnit"
 
     async def test_a_unit_that_is_gone_is_known_to_be(
         self, manager: Manager, systemd: StandIn, absence: Absence

@@ -103,6 +103,24 @@ async def test_a_start_returns_a_unit_that_runs_although_the_first_signals_say_i
     assert not unit.ended.done()
 
 
+@pytest.mark.parametrize("is_found", [False, True])
+async def test_how_a_unit_ended_stays_readable_until_that_has_been_seen(
+    make: Make, manager: Manager, monkeypatch: pytest.MonkeyPatch, is_found: bool
+) -> None:
+    unit = await start(make())
+    if is_found:
+        manager.unref_unit(unit.name)
+        unit = make()
+        await unit.take_over()
+    monkeypatch.setattr(manager, "unref_unit", lambda unit: None)
+    os.kill(unit.pid, signal.SIGSEGV)
+    await unit.ended
+    properties = await manager.look(unit._watch)
+    assert (properties["ActiveState"], properties["ExecMainStatus"]) == ("failed", signal.SIGSEGV)
+    monkeypatch.undo()
+    await unit.stop(1)
+
+
 async def test_a_missing_program_fails_the_start(make: Make) -> None:
     unit = make()
     assert await unit.start(properties("/nowhere/server"), 20, 1) == "failed"
