@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -17,9 +16,10 @@ from llamaswapd.config.settings import SETTINGS
 
 README = ROOT / "README.md"
 UNITS = ROOT / "units"
+OUR_UNITS = sorted(UNITS.glob("llamaswapd*"))
 
 # What may stand behind a fence, and the test that looks at it.
-LANGUAGES = {"yaml", "systemd", "sh", "json", "env", "nginx", "caddy"}
+LANGUAGES = {"yaml", "systemd", "sh", "json", "env", "modprobe", "nginx", "caddy"}
 
 
 def each(language: str) -> pytest.MarkDecorator:
@@ -31,31 +31,36 @@ def test_every_configuration_loads_without_a_warning(example: Example, tmp_path:
     file = tmp_path / "config.yaml"
     file.write_text(example.text)
     # Every ${env.NAME} of the pages is a secret, and stands where one may stand.
-    secrets = {name: f"secret of {name}" for name in re.findall(r"\$\{env\.(\w+)\}", example.text)}
-    if "credentials" in inspect.signature(load).parameters:
-        loaded = load([file], environ={}, credentials=secrets)
-    else:
-        loaded = load([file], environ=secrets)
+    secrets = {name: f"secret-of-{name}" for name in re.findall(r"\$\{env\.(\w+)\}", example.text)}
+    loaded = load([file], environ={}, credentials=secrets)
     assert not loaded.warnings
     assert loaded.config.models
 
 
 @each("systemd")
-def test_every_drop_in_is_for_a_unit_and_understood_by_systemd(example: Example, tmp_path: Path) -> None:
+def test_every_unit_and_drop_in_is_understood_by_systemd(example: Example, tmp_path: Path) -> None:
     verify = shutil.which("systemd-analyze") or pytest.skip("systemd is not installed")
-    assert example.what in {unit.name for unit in UNITS.glob("llamaswapd*")}, "say which unit it is for"
-    for unit in UNITS.glob("llamaswapd*"):
-        # Whether the programs are there is another matter.
-        text = re.sub(r"^(Exec\w+=).*$", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE)
-        (tmp_path / unit.name).write_text(text)
-    folder = tmp_path / f"{example.what}.d"
-    folder.mkdir()
-    (folder / "example.conf").write_text(example.text)
-    env = {"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"}
+    assert example.what.endswith((".service", ".socket")), "say which unit it is"
+    if "[Unit]" in example.text:
+        (tmp_path / example.what).write_text(without_programs(example.text))
+        theirs = example.what
+    else:
+        assert example.what in {unit.name for unit in OUR_UNITS}, "say which of ours it is for"
+        folder = tmp_path / f"{example.what}.d"
+        folder.mkdir()
+        (folder / "example.conf").write_text(example.text)
+        theirs = "example.conf"
+    for unit in OUR_UNITS:
+        (tmp_path / unit.name).write_text(without_programs(unit.read_text()))
     argv = [verify, "--man=no", "--recursive-errors=no", "verify", tmp_path / example.what]
+    env = {"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
-    about_it = [line for line in done.stderr.splitlines() if "example.conf" in line]
-    assert about_it == []
+    assert [line for line in done.stderr.splitlines() if theirs in line] == []
+
+
+def without_programs(unit: str) -> str:
+    """Return a unit with programs that there are: whether the others are installed is another matter."""
+    return re.sub(r"^(Exec\w+=-?)\S+", r"\1/bin/true", unit, flags=re.MULTILINE)
 
 
 @each("sh")
@@ -71,6 +76,11 @@ def test_every_piece_of_json_is_some(example: Example) -> None:
 @each("env")
 def test_every_environment_has_names_and_values(example: Example) -> None:
     assert all(re.fullmatch(r"[A-Z][A-Z0-9_]*=\S+", line) for line in example.text.splitlines())
+
+
+@each("modprobe")
+def test_every_module_option_has_a_name_and_a_value(example: Example) -> None:
+    assert re.fullmatch(r"(options \w+( \w+=\S+)+\n)+", example.text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
