@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence, Sized
 from pathlib import Path
+from typing import Literal
 
 from llamaswapd import __version__
 from llamaswapd.config.jsonschema import json_schema
@@ -25,7 +26,9 @@ llamaswapd -config FILE [-config-dir DIR] [-listen ADDRESS] [OPTIONS]
        llamaswapd check [-strict] FILE...
        llamaswapd schema
        llamaswapd units [-config FILE] [MODEL...]
-       llamaswapd private [-instance NAME] -- COMMAND..."""
+       llamaswapd doctor [-json] [-config FILE] [-config-dir DIR] [MODEL...]
+       llamaswapd private [-instance NAME] -- COMMAND...
+       llamaswapd launcher [-config FILE] [-config-dir DIR]"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +53,9 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
     if bool(options.tls_cert_file) != bool(options.tls_key_file):
         raise UsageError("both -tls-cert-file and -tls-key-file must be provided for TLS")
-    if not options.config and not options.config_dir:
+    if options.manager == "launcher":
+        refuse_files_of_the_launchers(options)
+    elif not options.config and not options.config_dir:
         raise UsageError("at least one of -config or -config-dir must be provided")
 
     from llamaswapd import loop  # check and units need neither the bus nor the front end
@@ -69,6 +74,18 @@ def serve(arguments: Sequence[str]) -> int:
             )
         )
     )
+
+
+def refuse_files_of_the_launchers(options: argparse.Namespace) -> None:
+    """Raise UsageError for flags that have no meaning where the launcher reads the configuration."""
+    for flag in ("config", "config_dir", "watch_config"):
+        if getattr(options, flag):
+            raise UsageError(
+                f"-{flag.replace('_', '-')} cannot be used with -manager launcher, as the launcher reads the files; "
+                "which ones is said in llamaswapd-launcher.service: systemctl edit llamaswapd-launcher.service"
+            )
+    if options.instance:
+        raise UsageError("-instance cannot be used with -manager launcher: it serves one daemon, which has no name")
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -131,6 +148,41 @@ def units(arguments: Sequence[str]) -> int:
     return 0
 
 
+PACKAGED = Path("/etc/llamaswapd/config.yaml"), Path("/etc/llamaswapd/models.d")  # what the launcher reads
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Look for what keeps models from running here, and name the remedy; exit status 1 if there is a problem."""
+    parser = argparse.ArgumentParser("llamaswapd doctor", allow_abbrev=False, description=doctor.__doc__)
+    parser.add_argument("model", nargs="*", help="model ids or aliases; none: all")
+    parser.add_argument("-config", "--config", type=Path, action="append", default=[])
+    parser.add_argument("-config-dir", "--config-dir", type=Path)
+    parser.add_argument("-manager", "--manager", choices=MANAGERS, help="which systemd runs the models")
+    parser.add_argument("-json", "--json", action="store_true", help="print a list of objects, for programs")
+    options = parser.parse_args(arguments)
+
+    from llamaswapd.doctor.case import Scope
+    from llamaswapd.doctor.examine import examine
+    from llamaswapd.doctor.finding import as_json, summary
+    from llamaswapd.doctor.machine import Machine
+    from llamaswapd.systemd.connect import Wanted, dry_host
+    from llamaswapd.systemd.manager import choose_scope
+
+    files, folder = options.config, options.config_dir
+    wanted: Wanted | Literal["launcher"] = options.manager or ("auto" if files or folder else "launcher")
+    if wanted == "launcher" and not files and not folder:
+        files, folder = [PACKAGED[0]], PACKAGED[1] if PACKAGED[1].is_dir() else None
+    scope: Scope = "launcher" if wanted == "launcher" else asyncio.run(choose_scope(wanted))
+    host = asyncio.run(dry_host(scope, ""))
+    findings = []
+    for finding in examine(Machine(), scope, host, files, folder, options.model):
+        findings.append(finding)
+        if not options.json:
+            print(finding, flush=True)
+    print(json.dumps(as_json(findings), indent=2, ensure_ascii=False) if options.json else summary(findings))
+    return 1 if any(finding.level == "problem" for finding in findings) else 0
+
+
 def private(arguments: Sequence[str]) -> int:
     """Run a command, such as `systemctl --user`, inside the private manager of a running daemon."""
     parser = argparse.ArgumentParser("llamaswapd private", allow_abbrev=False, description=private.__doc__)
@@ -149,8 +201,22 @@ def private(arguments: Sequence[str]) -> int:
     os.execv(argv[0], argv)
 
 
-VERBS = {"check": check, "schema": schema, "units": units, "private": private}
-MANAGERS = ("auto", "system", "user", "private")
+def launcher(arguments: Sequence[str]) -> int:
+    """Start units for a daemon that may not, by way of the system's bus; as root, from llamaswapd-launcher.service."""
+    parser = argparse.ArgumentParser("llamaswapd launcher", allow_abbrev=False, description=launcher.__doc__)
+    parser.add_argument("-config", "--config", type=Path, action="append", default=[])
+    parser.add_argument("-config-dir", "--config-dir", type=Path)
+    options = parser.parse_args(arguments)
+    if not options.config and not options.config_dir:
+        raise UsageError("at least one of -config or -config-dir must be provided")
+
+    from llamaswapd.launcher.service import run
+
+    return asyncio.run(run(options.config, options.config_dir))
+
+
+VERBS = {"check": check, "schema": schema, "units": units, "doctor": doctor, "private": private, "launcher": launcher}
+MANAGERS = ("auto", "system", "user", "private", "launcher")
 
 BOOLEAN_FLAGS = ("watch-config", "version")
 GO_TRUE = ("1", "t", "T", "true", "TRUE", "True")  # strconv.ParseBool

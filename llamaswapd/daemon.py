@@ -18,27 +18,28 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from llamaswapd import loop
 from llamaswapd.activity.activity import Activity
 from llamaswapd.condition import Condition
-from llamaswapd.config.load import Loaded, load, sources
+from llamaswapd.config.load import Loaded
 from llamaswapd.config.schema import Config
 from llamaswapd.engine import Engine
-from llamaswapd.errors import BusLost, ConfigError, ManagerUnavailable, UsageError
+from llamaswapd.errors import BusLost, ConfigError, Error, ManagerUnavailable, UsageError
 from llamaswapd.http.app import FrontEnd
 from llamaswapd.http.metrics import Durations
 from llamaswapd.http.server import Listener
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
 from llamaswapd.observe import LineFormat, Observer
+from llamaswapd.source import Files, Launcher, Source
 from llamaswapd.state import State as Memory
 from llamaswapd.state import StateFile
 from llamaswapd.systemd import service
 from llamaswapd.systemd.backend import Found, SystemdBackend
-from llamaswapd.systemd.connect import Wanted, connect
+from llamaswapd.systemd.connect import Wanted, connect, delegated
+from llamaswapd.systemd.delegation import DelegatingManager
 from llamaswapd.systemd.keeper import Keeper
 from llamaswapd.systemd.own_unit import UNKNOWN, own_job
 from llamaswapd.systemd.unit import check_instance
@@ -68,27 +69,15 @@ class Options:
     listen: str
     tls: tuple[str, str] | None  # certificate and key file
     watch_config: bool
-    manager: Wanted | None
+    manager: Wanted | Literal["launcher"] | None
     instance: str
 
-    def read(self, ports: Mapping[str, int] = MappingProxyType({})) -> Loaded:
-        """Read the configuration; models in `ports` keep these. Raises ConfigError."""
-        return load(self.files, self.config_dir, ports=ports)
 
-    @staticmethod
-    def heed(loaded: Loaded, observer: Observer) -> None:
-        """Set up the log as a configuration says, and log what is odd about it."""
-        set_up_log(loaded.config, observer)
-        for warning in loaded.warnings:
-            log.warning("%s", warning)
-
-    def watched(self) -> list[Path]:
-        """Return the files of the configuration, and the directory in which more may appear."""
-        try:
-            found = sources(self.files, self.config_dir)
-        except ConfigError:  # the directory has gone, or holds no file: it may come back
-            found = [*self.files]
-        return [*found, *([self.config_dir] if self.config_dir else [])]
+def heed(loaded: Loaded, observer: Observer) -> None:
+    """Set up the log as a configuration says, and log what is odd about it."""
+    set_up_log(loaded.config, observer)
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
 
 
 class Orders:
@@ -122,6 +111,7 @@ class Parts:
     """What a daemon is made of, built and to be put away by `run`."""
 
     options: Options
+    source: Source
     files: Mapping[Path, Content]  # the configuration's, as they were before they were read
     orders: Orders
     observer: Observer
@@ -139,13 +129,17 @@ async def run(options: Options) -> int:
     if options.instance:
         check_instance(options.instance)
     observer, orders = Observer(), Orders()
-    files = look(options.watched)
-    loaded = options.read()
-    options.heed(loaded, observer)
-    config = loaded.config
-    activity, durations = Activity(config, observer.events), Durations()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(orders.ending())
+        delegating = None
+        if options.manager == "launcher":
+            delegating = await stack.enter_async_context(DelegatingManager.connected())
+        source: Source = Launcher(delegating) if delegating else Files(options.files, options.config_dir)
+        files = look(source.watched)
+        loaded = await source.read()
+        heed(loaded, observer)
+        config = loaded.config
+        activity, durations = Activity(config, observer.events), Durations()
         listeners = listen(options)
         for listener in listeners:
             stack.callback(listener.socket.close)
@@ -155,24 +149,39 @@ async def run(options: Options) -> int:
         stack.callback(notify.close)
         runtime_dir = stack.enter_context(service.runtime_directory(options.instance))
         stack.enter_context(service.instance_lock(runtime_dir))
-        backend = await stack.enter_async_context(
-            connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
-        )
+        if delegating is not None:
+            backend = delegated(delegating, lambda: engine.config.models)
+        else:
+            assert options.manager != "launcher"
+            backend = await stack.enter_async_context(
+                connect(options.manager or config.manager, options.instance, runtime_dir, lambda: engine.config.models)
+            )
         # From here on there may be models to stop, or to leave, as the signal's cause says: that takes a whole daemon.
         orders.heed_stops()
         memory = StateFile(service.state_path(options.instance, runtime_dir))
-        keeper = Keeper(backend.manager, options.instance, runtime_dir, memory.path)
+        keeper = Keeper.under(backend.manager, options.instance, runtime_dir, memory.path)
         stack.callback(keeper.let_go)
         await keeper.arm()
         found = await find(backend)
         with left_if_it_fails(backend, found):
             if ports := {each.model_id: each.port for each in found if each.port is not None}:
-                config = options.read(ports).config
+                config = (await source.read(ports)).config
             engine = Engine(config, backend, durations)
             engine.adopt(found, await asyncio.to_thread(memory.read))
             daemon = Daemon(
                 Parts(
-                    options, files, orders, observer, activity, durations, notify, engine, memory, keeper, Condition()
+                    options,
+                    source,
+                    files,
+                    orders,
+                    observer,
+                    activity,
+                    durations,
+                    notify,
+                    engine,
+                    memory,
+                    keeper,
+                    Condition(),
                 )
             )
             backend.manager.on_connection = daemon.note_bus
@@ -208,6 +217,7 @@ class Daemon:
 
     def __init__(self, parts: Parts) -> None:
         self._options = parts.options
+        self._source = parts.source
         self._files = parts.files
         self._orders = parts.orders
         self._observer = parts.observer
@@ -369,7 +379,7 @@ class Daemon:
 
     async def _watch_config(self) -> None:
         if self._options.watch_config:
-            async with Watcher(self._options.watched, self._reload, self._files):
+            async with Watcher(self._source.watched, self._reload, self._files):
                 await asyncio.Event().wait()
 
     def _reload(self) -> None:
@@ -397,11 +407,15 @@ class Daemon:
             log.error("failed to reload config: %s", error)
             self._refuse(error, error.where)
             return False
+        except Error as error:  # of the launcher
+            log.error("failed to reload config: %s", error)
+            self._refuse(error, "no launcher")
+            return False
         except Exception as error:  # a reload that fails must not be the last one
             log.exception("failed to reload config")
             self._refuse(error, type(error).__name__)
             return False
-        self._options.heed(loaded, self._observer)
+        heed(loaded, self._observer)
         self._performance.reconfigure(loaded.config.performance)
         self._front.reconfigure(loaded.config)
         self._engine.reconfigure(loaded.config)
@@ -414,7 +428,7 @@ class Daemon:
         """Read the configuration anew, with the ports that units have when it has been read."""
         while True:
             ports = self._engine.ports
-            loaded = await asyncio.to_thread(self._options.read, ports)
+            loaded = await self._source.read(ports)
             await self._activity.reconfigure(loaded.config)
             if self._engine.ports.items() <= ports.items():
                 return loaded

@@ -36,7 +36,7 @@ from daemon_support import (
     write,
 )
 
-from llamaswapd.daemon import Options
+from llamaswapd.source import Files
 
 pytestmark = [pytest.mark.private, pytest.mark.usefixtures("private")]
 
@@ -750,11 +750,11 @@ async def test_a_file_that_is_watched_is_reloaded_when_it_changes(folder: Path) 
 
 
 def test_a_directory_that_is_watched_may_vanish_for_a_moment(folder: Path) -> None:
-    options = Options((), folder / "conf.d", "", None, watch_config=True, manager=None, instance="")
-    assert options.watched() == [folder / "conf.d"]
+    source = Files((), folder / "conf.d")
+    assert source.watched() == [folder / "conf.d"]
     (folder / "conf.d").mkdir()
     write(folder / "conf.d" / "a.yaml", {})
-    assert options.watched() == [folder / "conf.d" / "a.yaml", folder / "conf.d"]
+    assert source.watched() == [folder / "conf.d" / "a.yaml", folder / "conf.d"]
 
 
 # ---- a daemon that was killed

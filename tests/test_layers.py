@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,9 @@ MAY_USE = {
     "engine": {"core", "config", "readiness", "state", "observe", "errors"},
     "http": {"engine", "core", "config", "activity", "machine", "observe", "condition", "errors"},
     "loop": set[str](),
+    "source": {"config", "systemd", "errors"},
+    "launcher": {"config", "systemd", "errors"},
+    "doctor": {"config", "systemd", "errors"},
     "daemon": {
         "engine",
         "http",
@@ -38,9 +43,10 @@ MAY_USE = {
         "condition",
         "state",
         "watch",
+        "source",
         "errors",
     },
-    "__main__": {"daemon", "systemd", "config", "loop", "errors"},
+    "__main__": {"daemon", "launcher", "doctor", "systemd", "config", "loop", "errors"},
 }
 
 # Third-party libraries and the only modules that import them.
@@ -55,6 +61,9 @@ DOORS = {
     "uvloop": {"loop"},
     "watchdog": {"watch"},
 }
+
+# What the launcher must not have in its process, whoever imports it. (`ssl` comes with asyncio.)
+NOT_AS_ROOT = ("aiohttp", "uvloop", "http", "llamaswapd.http", "llamaswapd.engine")
 
 FORBIDDEN_IN_CORE = {"asyncio", "time", "socket", "os", "subprocess", "threading", "random", "pathlib"}
 
@@ -105,3 +114,16 @@ class TestEachModule:
 def test_every_layer_of_the_table_exists() -> None:
     present = {layer(name) for name, _ in modules()} - {"__init__", ""}
     assert present <= set(MAY_USE)
+
+
+def test_the_launcher_has_nothing_of_http_in_its_process() -> None:
+    asked = "import sys; import llamaswapd.__main__, llamaswapd.launcher.service; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    loaded = done.stdout.split()
+    assert "llamaswapd.launcher.service" in loaded
+    assert [name for name in NOT_AS_ROOT if name in loaded] == []
+
+
+def test_the_launcher_can_be_read_in_one_sitting() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / "launcher").glob("*.py"))
+    assert lines < 700

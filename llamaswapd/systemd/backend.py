@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,9 +17,11 @@ from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, BusLost, NotStarted, StartError, UnitError
 from llamaswapd.systemd import listeners, program, unit
 from llamaswapd.systemd.bus import Refused
+from llamaswapd.systemd.delegation import DelegatingManager
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
 from llamaswapd.systemd.running import UP, RunningUnit
+from llamaswapd.systemd.watched import Watch
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ START_ATTEMPTS = 4  # each but the last may find the name taken, or systemd read
 FAILED_START_GRACE_S = 5.0  # from SIGTERM to SIGKILL when a start fails or is given up (llama-swap)
 
 FIND_AT_ONCE = 32  # the system's bus takes 128 unanswered calls of one connection; each unit looked at is one
+
+Order = Callable[[Watch], Awaitable[str]]  # has a unit started, returns the result of the job
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,8 @@ class SystemdBackend:
         Raises StartError when it cannot be executed (the unit is gone again then), UnitError when systemd refuses.
         """
         words = split(model.cmd)
-        await asyncio.to_thread(self._check, model, words)
-        spec = unit.build(model, self._host)
-        for name in spec.left_out:
-            log.warning("<%s> systemd %d does not know %s=, left out", model.id, self.manager.version, name)
-        for name in unit.unusable_environment(model):
-            log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
-        running, outcome = await self._start(spec, words, model)
+        order = await self._order(model, words)
+        running, outcome = await self._start(order, words, model)
         if outcome == "done":
             return running
         lines, result = await running.last_lines(LOG_LINES), running.result
@@ -84,9 +83,7 @@ class SystemdBackend:
     async def find(self) -> list[Found]:
         """Return every unit of this instance, whoever started it; without those that go while they are looked at.
 
-        Each is watched from before it is looked at, so its end is noticed with its cause. No reference is held
-        (RefUnit): it would be the connection's, and go with it in the one case in which no signals come, and a unit
-        with one is not collected, so its name would not be free by itself.
+        Each is watched, and not collected, from before it is looked at, so its end is noticed with its cause.
         """
         names = await self.manager.list_units(unit.pattern(self._host.instance))
         turn = asyncio.Semaphore(FIND_AT_ONCE)
@@ -101,17 +98,28 @@ class SystemdBackend:
         """Yield (model id, line) from the journal: the end of the history, ("", ""), then live lines."""
         return self._journal.follow(models, history_bytes)
 
-    async def _start(self, spec: unit.UnitSpec, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
+    async def _order(self, model: ModelConfig, words: Sequence[str]) -> Order:
+        """Return what has the unit started, when called for a watch of it. Raises NotStarted."""
+        await asyncio.to_thread(self._check, model, words)
+        spec = unit.build(model, self._host)
+        for name in spec.left_out:
+            log.warning("<%s> systemd %d does not know %s=, left out", model.id, self.manager.version, name)
+        for name in unit.unusable_environment(model):
+            log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
+        return lambda watch: self.manager.start_transient_unit(watch, spec.properties)
+
+    async def _start(self, order: Order, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
+        name, limit_s = unit.unit_name(model.id, self._host.instance), float(model.health_check_timeout)
         for _ in range(START_ATTEMPTS):
-            running = self._unit(spec.name, words[0])
+            running = self._unit(name, *words[:1])
             try:
-                outcome = await self._begin(running, spec, model)
+                outcome = await running.start_by(order, limit_s, FAILED_START_GRACE_S, lambda: self.is_leaving)
             except Refused as error:
                 if error.name != UNIT_EXISTS:
                     raise
                 # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody
                 # knows of any more, stands in for the model and has to go.
-                leftover = self._unit(spec.name)
+                leftover = self._unit(name)
                 await leftover.attach()
                 await leftover.stop(float(model.unload_timeout))
             else:
@@ -119,12 +127,8 @@ class SystemdBackend:
                     return running, outcome
                 # systemd 252 cannot read the file that it writes for ExecStartPreEx= and its like. If it reads its
                 # files anew before it has come to the start, it fails, or forgets it.
-                log.warning("<%s> systemd has not begun to start %s, ordering it again", model.id, spec.name)
-        raise NotStarted(f"systemd does not start {spec.name}; see systemctl status {spec.name}")
-
-    async def _begin(self, running: RunningUnit, spec: unit.UnitSpec, model: ModelConfig) -> str:
-        limit_s = float(model.health_check_timeout)
-        return await running.start(spec.properties, limit_s, FAILED_START_GRACE_S, lambda: self.is_leaving)
+                log.warning("<%s> systemd has not begun to start %s, ordering it again", model.id, name)
+        raise NotStarted(f"systemd does not start {name}; see systemctl status {name}")
 
     def _unit(self, name: str, program_name: str = "") -> RunningUnit:
         return RunningUnit(self.manager, name, unit.object_path(name), self._cgroup_root, self._journal, program_name)
@@ -164,11 +168,39 @@ class SystemdBackend:
         if not model.proxy:
             raise NotStarted("upstream proxy missing")
         program.check(words, self._host.directory, model.systemd)
-        proxy = urlsplit(model.proxy)
-        port = proxy.port or DEFAULT_PORTS.get(proxy.scheme)
-        if port is None or proxy.hostname not in LOOPBACK or not model.names_port(port):
-            return
-        if (found := listeners.listeners(port)) and (holder := listeners.holder(found, words[0])):
-            raise NotStarted(
-                f"port {port} of proxy {model.proxy} is taken by {holder}; stop that, or give the model another port"
-            )
+        check_port(model, words)
+
+
+class DelegatingBackend(SystemdBackend):
+    """Has the launcher start and stop units, which also knows what they are; sees to everything else itself."""
+
+    manager: DelegatingManager
+
+    def __init__(self, manager: DelegatingManager, cgroup_root: Path, journal: Journal) -> None:
+        super().__init__(manager, unit.Host(manager.version, "/"), cgroup_root, journal)
+
+    async def _order(self, model: ModelConfig, words: Sequence[str]) -> Order:
+        if not model.proxy:
+            raise NotStarted("upstream proxy missing")
+        if words:  # otherwise the launcher has something to say
+            await asyncio.to_thread(check_port, model, words)
+        self.manager.know(model.id)
+        return lambda watch: self.manager.start_model(watch, model)
+
+    async def _look_at(self, name: str) -> Found | None:
+        found = await super()._look_at(name)
+        if found is not None:
+            self.manager.know(found.model_id)
+        return found
+
+
+def check_port(model: ModelConfig, words: Sequence[str]) -> None:
+    """Raise NotStarted when somebody else has the port. Blocks for as long as /proc does."""
+    proxy = urlsplit(model.proxy)
+    port = proxy.port or DEFAULT_PORTS.get(proxy.scheme)
+    if port is None or proxy.hostname not in LOOPBACK or not model.names_port(port):
+        return
+    if (found := listeners.listeners(port)) and (holder := listeners.holder(found, words[0])):
+        raise NotStarted(
+            f"port {port} of proxy {model.proxy} is taken by {holder}; stop that, or give the model another port"
+        )

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from llamaswapd.errors import ManagerUnavailable
-from llamaswapd.systemd import program
-from llamaswapd.systemd.backend import SystemdBackend
+from llamaswapd.systemd import delegation, program, sandbox
+from llamaswapd.systemd.backend import DelegatingBackend, SystemdBackend
+from llamaswapd.systemd.delegation import DelegatingManager
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager, Scope, choose_scope
 from llamaswapd.systemd.private import PrivateManager
@@ -51,9 +52,29 @@ async def connect(
             await private.stop()
 
 
-async def dry_host(wanted: Wanted, instance: str) -> Host:
+def delegated(manager: DelegatingManager, model_ids: Callable[[], Collection[str]]) -> SystemdBackend:
+    """Return a backend on the system's manager that has the launcher do what takes root's rights."""
+    return DelegatingBackend(manager, cgroup_root(), Journal("system", "", None, model_ids))
+
+
+async def dry_host(wanted: Wanted | Literal["launcher"], instance: str) -> Host:
     """Return what units would take from this machine, without a connection: for printing them."""
+    if wanted == "launcher":
+        return launcher_host(NEWEST, delegation.LAUNCHER_DIR / "env")
     return _host(await choose_scope(wanted), NEWEST, instance)
+
+
+def launcher_host(version: int, environments: Path) -> Host:
+    """Return what units take from the launcher: a sandbox, and an environment that stands in a file."""
+    directory = "/"
+    return Host(
+        version,
+        directory,
+        environment=environment("system"),
+        find=lambda name: program.find(name, directory),
+        defaults=sandbox.packaged(),
+        environment_file=str(environments),
+    )
 
 
 def _host(scope: Scope, version: int, instance: str) -> Host:

@@ -3,7 +3,8 @@
 It runs beside the models, under the same manager, so that nothing that befalls the daemon reaches it. While the daemon
 lives it is flock(1), some 200 KiB asleep in the kernel on a file that the daemon has locked. A lock ends with its
 holder, however that ends; then flock becomes the second half of this module, a program of its own that stops each model
-with a `ttl` when that is over, and ends.
+with a `ttl` when that is over, and ends. Where the daemon needs the launcher for what takes root's rights, so does the
+keeper: it is the same user's, since it opens files in a directory of that user.
 
     runtime_dir/alive           locked by the daemon for as long as it lives; of a private manager, runtime_dir/private/
 
@@ -26,10 +27,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, Protocol, get_args
 
 from llamaswapd.errors import Error, ManagerUnavailable, UnitError
 from llamaswapd.state import Remembered, StateFile
+from llamaswapd.systemd import delegation
+from llamaswapd.systemd.delegation import DelegatingManager
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager, Property, Scope, bus_address
 from llamaswapd.systemd.running import RunningUnit
@@ -38,6 +41,8 @@ from llamaswapd.systemd.unit import grace_s, identity, object_path, pattern
 log = logging.getLogger(__name__)
 
 ARM_TIMEOUT_S = 15.0
+LOCK = "alive"  # the name of the file
+
 STOP_GRACE_S = 5.0  # the keeper itself has nothing to put away
 
 RETRY_S = 1.0  # between attempts to find and stop models, whatever is in the way: a bus that restarts, a full disk
@@ -66,7 +71,7 @@ def slice_name(instance: str = "") -> str:
 class Orders:
     """What the keeper is told on its command line; all paths as they are seen under the manager."""
 
-    manager: Scope
+    manager: Scope | Literal["launcher"]
     bus: str  # address
     instance: str
     lock: Path
@@ -78,7 +83,7 @@ class Orders:
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Orders:
         parser = argparse.ArgumentParser("llamaswapd-keeper", allow_abbrev=False)
-        parser.add_argument("--manager", required=True, choices=get_args(Scope))
+        parser.add_argument("--manager", required=True, choices=[*get_args(Scope), "launcher"])
         parser.add_argument("--bus", required=True)
         parser.add_argument("--instance", required=True)
         parser.add_argument("--lock", required=True, type=Path)
@@ -89,21 +94,36 @@ class Orders:
 # ---- the daemon's side
 
 
+class Replaceable(Protocol):
+    """The unit of a keeper, however one gets it."""
+
+    async def replace(self) -> None:
+        """Start it, in place of the one before. Raises Error."""
+
+    async def remove(self) -> None:
+        """Stop it, if there is one. Raises Error."""
+
+
 class Keeper:
     """The keeper of one instance. `arm` it before the models that are found are judged."""
 
-    def __init__(self, manager: Manager, instance: str, runtime_dir: Path, state: Path) -> None:
-        """`runtime_dir` is the daemon's, `state` its state file."""
-        self._manager = manager
-        self._instance = instance
-        self._name = unit_name(instance)
+    def __init__(self, unit: Replaceable, lock: Path) -> None:
+        """`lock` is the path of the file as we see it."""
+        self._unit = unit
+        self._path = lock
+        self._lock = -1
+
+    @classmethod
+    def under(cls, manager: Manager, instance: str, runtime_dir: Path, state: Path) -> Keeper:
+        """Return the keeper under a manager; `runtime_dir` is the daemon's, `state` its state file."""
+        if isinstance(manager, DelegatingManager):
+            return cls(Delegated(manager), delegation.RUNTIME_DIR / LOCK)
         folder, seen, bus = runtime_dir, runtime_dir, ""
         if manager.scope == "private":  # whose units have another /run, see `private`
             folder, seen = runtime_dir / "private", Path(f"/run/user/{os.getuid()}")
             bus = f"unix:path={seen}/bus"
-        self._path = folder / "alive"
-        self._orders = Orders(manager.scope, bus or bus_address(manager.scope), instance, seen / "alive", state)
-        self._lock = -1
+        orders = Orders(manager.scope, bus or bus_address(manager.scope), instance, seen / LOCK, state)
+        return cls(KeeperUnit(manager, orders), folder / LOCK)
 
     async def arm(self) -> None:
         """Put a keeper that waits for our end in the place of the one before us.
@@ -115,11 +135,12 @@ class Keeper:
             async with asyncio.timeout(ARM_TIMEOUT_S):
                 try:
                     self._take_lock()
-                finally:
-                    await self._remove()
-                await self._start()
+                except OSError:
+                    await self._unit.remove()
+                    raise
+                await self._unit.replace()
         except TimeoutError:
-            self._warn(f"{self._name} was not started within {ARM_TIMEOUT_S:g} s")
+            self._warn(f"it was not started within {ARM_TIMEOUT_S:g} s")
         except (Error, OSError) as error:
             self._warn(error)
 
@@ -127,11 +148,11 @@ class Keeper:
         """Remove the keeper, because no model is left. Otherwise leave it armed. A failure is logged."""
         try:
             async with asyncio.timeout(ARM_TIMEOUT_S):
-                await self._remove()
+                await self._unit.remove()
         except TimeoutError:
-            log.warning("%s was not stopped within %g s", self._name, ARM_TIMEOUT_S)
+            log.warning("the keeper was not stopped within %g s", ARM_TIMEOUT_S)
         except Error as error:
-            log.warning("cannot stop %s: %s", self._name, error)
+            log.warning("cannot stop the keeper: %s", error)
         with suppress(OSError):
             self._path.unlink()
         self.let_go()
@@ -147,7 +168,36 @@ class Keeper:
         self.let_go()
         self._lock = lock
 
-    async def _start(self) -> None:
+    def _warn(self, why: object) -> None:
+        log.warning("if llamaswapd dies and does not come back, models will not be stopped by their ttl: %s", why)
+
+
+class Delegated:
+    """The keeper's unit by way of the launcher."""
+
+    def __init__(self, manager: DelegatingManager) -> None:
+        self._manager = manager
+
+    async def replace(self) -> None:
+        await self._manager.arm()
+
+    async def remove(self) -> None:
+        await self._manager.disarm()
+
+
+class KeeperUnit:
+    """The keeper's unit under a manager that obeys us."""
+
+    def __init__(self, manager: Manager, orders: Orders, user: str = "") -> None:
+        """`user` is whose the keeper is; "" for our own."""
+        self._manager = manager
+        self._orders = orders
+        self._user = user
+        self._name = unit_name(orders.instance)
+
+    async def replace(self) -> None:
+        """Start it, in place of the one before. Raises Error."""
+        await self.remove()
         flock = shutil.which("flock")
         if flock is None:
             raise ManagerUnavailable("flock is not installed; install util-linux")
@@ -156,12 +206,14 @@ class Keeper:
         waiting = [flock, "--shared", "--no-fork", str(self._orders.lock)]
         # Not the folder it happens to run in, but where we ourselves have our modules from.
         program = [sys.executable, "-P", "-m", "llamaswapd.systemd.keeper", *self._orders.argv()]
-        properties = settings([*waiting, *program], self._instance)
+        properties = settings([*waiting, *program], self._orders.instance, self._user)
         outcome = await self._unit().start(properties, ARM_TIMEOUT_S, STOP_GRACE_S)
+        self._manager.unref_unit(self._name)  # what becomes of it is the next daemon's concern
         if outcome != "done":
             raise UnitError(f"{self._name} cannot be started ({outcome}); see journalctl -t llamaswapd-keeper")
 
-    async def _remove(self) -> None:
+    async def remove(self) -> None:
+        """Stop it, if there is one. Raises Error."""
         ask, path = self._manager.service_property, object_path(self._name)
         if await ask(path, "MainPID") and MARK not in await ask(path, "LogExtraFields"):
             raise UnitError(f"there is a {self._name} that is not ours; give that unit another name")
@@ -170,10 +222,12 @@ class Keeper:
         await unit.stop(STOP_GRACE_S)
 
     def _unit(self) -> RunningUnit:
-        return running(self._manager, self._name, self._instance)
+        return running(self._manager, self._name, self._orders.instance)
 
-    def _warn(self, why: object) -> None:
-        log.warning("if llamaswapd dies and does not come back, models will not be stopped by their ttl: %s", why)
+
+def delegated_orders() -> Orders:
+    """Return what the launcher has a keeper do. Nothing in it comes from the other half."""
+    return Orders("launcher", bus_address("system"), "", delegation.RUNTIME_DIR / LOCK, delegation.STATE)
 
 
 def take(path: Path) -> int:
@@ -191,9 +245,10 @@ def take(path: Path) -> int:
     return lock
 
 
-def settings(argv: Sequence[str], instance: str) -> list[Property]:
-    """Return the unit of a keeper."""
+def settings(argv: Sequence[str], instance: str, user: str = "") -> list[Property]:
+    """Return the unit of a keeper; `user` is whose it is, unless the manager's own."""
     return [
+        *(unprivileged(user) if user else ()),
         ("Description", "s", "Stops idle models if llamaswapd does not come back"),
         ("Documentation", "as", ["man:llamaswapd-units(7)"]),
         ("CollectMode", "s", "inactive-or-failed"),
@@ -209,6 +264,20 @@ def settings(argv: Sequence[str], instance: str) -> list[Property]:
         ("SyslogIdentifier", "s", "llamaswapd-keeper"),
         ("LogExtraFields", "aay", [f"LLAMASWAP_INSTANCE={instance}".encode(), MARK]),
         ("Slice", "s", slice_name(instance)),
+    ]
+
+
+def unprivileged(user: str) -> list[Property]:
+    """Return what makes a unit one of a user who can do nothing.
+
+    No mount namespace: in it the daemon's runtime directory would stay the one there was when the keeper was started.
+    """
+    return [
+        ("User", "s", user),
+        ("NoNewPrivileges", "b", True),
+        ("CapabilityBoundingSet", "t", 0),
+        ("RestrictAddressFamilies", "(bas)", [True, ["AF_UNIX"]]),
+        ("UMask", "u", 0o077),
     ]
 
 
@@ -286,7 +355,7 @@ async def expire_all(orders: Orders, died: float) -> bool:
     """Stop each model with a `ttl` in its time; return whether all are gone. Raises DaemonLives, Error or OSError."""
     runs = {run.invocation: run for run in StateFile(orders.state).read().models.values()}
     await asyncio.sleep(SETTLE_S)
-    manager = await Manager.connect(orders.manager, orders.bus)
+    manager = await connected(orders)
     ends: list[asyncio.Task[bool]] = []
     try:
         for unit, ttl_s, grace_s in await find(manager, orders.instance):
@@ -301,13 +370,22 @@ async def expire_all(orders: Orders, died: float) -> bool:
         await manager.close()
 
 
+async def connected(orders: Orders) -> Manager:
+    if orders.manager == "launcher":
+        return await DelegatingManager.connect("system", orders.bus)
+    return await Manager.connect(orders.manager, orders.bus)
+
+
 async def find(manager: Manager, instance: str) -> list[tuple[RunningUnit, float, float]]:
     """Return the units of models with a `ttl`, each with that and the time it may take to stop, in seconds."""
     found = []
     for name in await manager.list_units(pattern(instance)):
         unit = running(manager, name, instance)
         properties = await unit.take_over()
-        ttl_s = identity(properties).get(TTL, "")
+        fields = identity(properties)
+        if isinstance(manager, DelegatingManager):
+            manager.know(fields.get("LLAMASWAP_MODEL", ""))
+        ttl_s = fields.get(TTL, "")
         if ttl_s.isdecimal():
             found.append((unit, float(ttl_s), grace_s(properties)))
     return found

@@ -65,11 +65,13 @@ def stranger(port: int, cgroup: Path, program: str) -> str | None:
     inodes = {listener.inode for listener in found}
     try:
         own = _pids(cgroup)
+        if not any(os.path.exists(f"/proc/{pid}") for pid in own):  # ProtectProc= hides them, or they have ended
+            return None
         if any(inodes & _sockets(pid) for pid in own):
             return None
     except PermissionError:
         return None
-    return holder(found, program) if own else None
+    return holder(found, program)
 
 
 def holder(found: Iterable[Listener], program: str = "") -> str | None:

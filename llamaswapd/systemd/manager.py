@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from llamaswapd.errors import BusLost, ManagerUnavailable, UnitError
 from llamaswapd.systemd.bus import BUS, CALL_TIMEOUT_S, Answer, Bus, Call, Refused, values, variant
@@ -81,7 +81,7 @@ class Manager:
         self._systemd_left = False
 
     @classmethod
-    async def connect(cls, scope: Scope, address: str = "", is_alive: Callable[[], bool] = lambda: True) -> Manager:
+    async def connect(cls, scope: Scope, address: str = "", is_alive: Callable[[], bool] = lambda: True) -> Self:
         """Connect to a manager; `address` is the bus to find it on, by default that of the scope.
 
         `is_alive` says whether there is any use in trying again when the connection is lost. Raises ManagerUnavailable
@@ -120,6 +120,17 @@ class Manager:
         """StopUnit; returns the result of its job."""
         return await self._job(watch, "stop", "StopUnit", "ss", watch.unit, "replace")
 
+    async def order_start(self, unit: str, properties: Iterable[Property]) -> str:
+        """StartTransientUnit for somebody else, who sees to the unit; returns the path of its job."""
+        settings = [[name, variant(signature, value)] for name, signature, value in properties]
+        (path,) = await self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "replace", settings, [])
+        return str(path)
+
+    async def order_stop(self, unit: str) -> str:
+        """StopUnit for somebody else; returns the path of its job."""
+        (path,) = await self._call("StopUnit", "ss", unit, "replace")
+        return str(path)
+
     async def kill_unit(self, unit: str, signal: int) -> None:
         """KillUnit, every process of it.
 
@@ -133,6 +144,9 @@ class Manager:
         for whom in ("control", "main"):
             with contextlib.suppress(Refused):  # there is none, or no longer
                 await self._call("KillUnit", "ssi", unit, whom, signal)
+
+    async def freeze_unit(self, unit: str) -> None:
+        await self._call("FreezeUnit", "s", unit)
 
     async def thaw_unit(self, unit: str) -> None:
         await self._call("ThawUnit", "s", unit)

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import os
+from pathlib import Path
 
 from llamaswapd.errors import Error, ManagerUnavailable
 from llamaswapd.systemd.journal import library
@@ -83,7 +84,17 @@ def _own_unit() -> tuple[Scope, str]:
     """Return the unit in whose cgroup we are and whose manager's it is; "" if that is none. sd_pid_get_unit(3)."""
     if name := _of_this_process("sd_pid_get_user_unit"):
         return "user", name
-    return "system", _of_this_process("sd_pid_get_unit")
+    return "system", _of_this_process("sd_pid_get_unit") or unit_in(Path("/proc/self/cgroup").read_text())
+
+
+def unit_in(cgroups: str) -> str:
+    """Return the unit of the system's manager that a process is in, from its cgroups, cgroups(7); "" if it is in none.
+
+    The library compares with the cgroup of PID 1, which ProtectProc= hides, and then says that there is no such process.
+    """
+    entries = (line.split(":", 2) for line in cgroups.splitlines())
+    path = max((path for _, controllers, path in entries if controllers in ("", "name=systemd")), key=len, default="")
+    return next((part for part in path.split("/") if part and not part.endswith(".slice")), "")
 
 
 def _of_this_process(question: str) -> str:

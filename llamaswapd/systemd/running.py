@@ -11,11 +11,11 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamaswapd.errors import BusLost, UnitError, UnitResult
+from llamaswapd.errors import BusLost, NotStarted, UnitError, UnitResult
 from llamaswapd.systemd import cgroup, listeners
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.journal import Journal
@@ -84,22 +84,36 @@ class RunningUnit:
         grace_s: float,
         is_left: Callable[[], bool] = lambda: False,
     ) -> str:
-        """Start it as a transient unit; return the job's result, `timeout` if there is none within `timeout_s`.
+        """Start it as a transient unit, as `start_by` does."""
+
+        async def order(watch: Watch) -> str:
+            return await self._manager.start_transient_unit(watch, properties)
+
+        return await self.start_by(order, timeout_s, grace_s, is_left)
+
+    async def start_by(
+        self,
+        order: Callable[[Watch], Awaitable[str]],
+        timeout_s: float,
+        grace_s: float,
+        is_left: Callable[[], bool] = lambda: False,
+    ) -> str:
+        """Have it started by `order`; return the job's result, `timeout` if there is none within `timeout_s`.
 
         Unless that is `done`, and when cancelled, the unit is gone again afterwards; if cancelled while `is_left` says
-        so, it stays as it is. Raises Refused, and BusLost when the bus is away for `timeout_s`.
+        so, it stays as it is. Raises Refused, what else `order` does, and BusLost when the bus is away for `timeout_s`.
         """
         await self._attach_within(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                outcome = await self._manager.start_transient_unit(self._watch, properties)
+                outcome = await order(self._watch)
                 if outcome == "done":
                     # Until here the signals spoke of the past too: the first ones of a start still say inactive. The
                     # one of the job comes after all that led to it.
                     self._is_started = True
                     self._notice_end()
                     await self.find_cgroup()
-        except Refused:
+        except (Refused, NotStarted):
             self._watch.set_gone()
             raise
         except TimeoutError:

@@ -35,7 +35,7 @@ from llamaswapd.systemd.keeper import Keeper
 from llamaswapd.systemd.manager import Manager
 
 async def main():
-    keeper = Keeper(await Manager.connect("private", sys.argv[1]), "", Path(sys.argv[2]), Path(sys.argv[3]))
+    keeper = Keeper.under(await Manager.connect("private", sys.argv[1]), "", Path(sys.argv[2]), Path(sys.argv[3]))
     await keeper.arm()
     print("armed", flush=True)
     signal.pause()
@@ -100,7 +100,7 @@ def daemon(private: Any, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 async def armed(private: Any, manager: Manager, model: Model, tmp_path: Path) -> AsyncIterator[Keeper]:
     """A keeper that waits for the end of this very process."""
-    armed = Keeper(manager, "", private.runtime_dir.parent, tmp_path / "state")
+    armed = Keeper.under(manager, "", private.runtime_dir.parent, tmp_path / "state")
     await armed.arm()
     yield armed
     armed.let_go()
@@ -207,7 +207,7 @@ class TestWhenADaemonComesBack:
         roused = (await keepers_unit(manager)).pid
         daemon.kill()
         daemon.wait()
-        back = Keeper(manager, "", private.runtime_dir.parent, tmp_path / "state")
+        back = Keeper.under(manager, "", private.runtime_dir.parent, tmp_path / "state")
         await back.arm()
         assert not is_alive(roused)
         assert program((await keepers_unit(manager)).pid) == "flock"
@@ -272,7 +272,7 @@ class TestArming:
         tmp_path: Path,
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        without = Keeper(manager, "", private.runtime_dir.parent, tmp_path / "state")
+        without = Keeper.under(manager, "", private.runtime_dir.parent, tmp_path / "state")
         await without.arm()
         await without.disarm()
         assert "install util-linux" in caplog.text
@@ -286,7 +286,7 @@ class TestArming:
         tmp_path: Path,
     ) -> None:
         other = await start(NAME)
-        refused = Keeper(manager, "", private.runtime_dir.parent, tmp_path / "state")
+        refused = Keeper.under(manager, "", private.runtime_dir.parent, tmp_path / "state")
         await refused.arm()
         await refused.disarm()
         assert "that is not ours" in caplog.text
@@ -304,7 +304,7 @@ class TestArming:
         """The one before takes the new daemon for dead, too."""
         in_the_way = private.runtime_dir / "alive.new"
         in_the_way.mkdir()
-        back = Keeper(manager, "", private.runtime_dir.parent, tmp_path / "state")
+        back = Keeper.under(manager, "", private.runtime_dir.parent, tmp_path / "state")
         await back.arm()
         in_the_way.rmdir()
         assert not await manager.list_units(NAME)
@@ -313,7 +313,7 @@ class TestArming:
     async def test_a_lock_that_cannot_be_had_is_a_warning(
         self, manager: Manager, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
-        nowhere = Keeper(manager, "", tmp_path / "nowhere", tmp_path / "state")
+        nowhere = Keeper.under(manager, "", tmp_path / "nowhere", tmp_path / "state")
         await nowhere.arm()
         nowhere.let_go()
         assert [record.levelno for record in caplog.records] == [logging.WARNING]

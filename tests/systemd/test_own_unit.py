@@ -15,7 +15,7 @@ import pytest
 
 from llamaswapd.systemd import keeper
 from llamaswapd.systemd.manager import Manager, Property
-from llamaswapd.systemd.own_unit import UNKNOWN, own_job
+from llamaswapd.systemd.own_unit import UNKNOWN, own_job, unit_in
 
 NAME = "llamaswapd-itself.service"
 
@@ -171,3 +171,19 @@ async def test_a_bus_that_is_restarted_together_with_us_is_asked_when_it_is_back
 
 async def test_a_process_that_is_no_service_has_no_job() -> None:
     assert await own_job() == ""
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "unit"),
+    [
+        ("0::/system.slice/llamaswapd.service\n", "llamaswapd.service"),
+        ("0::/a.slice/a-b.slice/it.service/below/it\n", "it.service"),
+        ("3:memory:/docker/1\n1:name=systemd:/\n0::/system.slice/it.service\n", "it.service"),
+        ("3:memory:/x\n1:name=systemd:/system.slice/it.service\n0::/\n", "it.service"),
+        ("0::/user.slice/user-1.slice/user@1.service/app.slice/it.service\n", "user@1.service"),
+        ("0::/\n", ""),
+        ("", ""),
+    ],
+)
+def test_where_the_library_cannot_look_the_cgroup_names_the_unit(cgroups: str, unit: str) -> None:
+    assert unit_in(cgroups) == unit

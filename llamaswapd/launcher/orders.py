@@ -1,0 +1,195 @@
+"""What the launcher does for the front half: each order by one method, named as on the bus.
+
+Nothing that comes from outside reaches systemd but as the id of a model, a signal, or a port that the definition of the
+model must have anyway: a start names the fingerprint of what is to be started, and that covers the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llamaswapd.config import wire
+from llamaswapd.config.commandline import split
+from llamaswapd.config.load import Loaded, load, sources
+from llamaswapd.config.schema import Config, ModelConfig
+from llamaswapd.errors import Error, NotStarted
+from llamaswapd.launcher import guard
+from llamaswapd.launcher.secrets import Secrets
+from llamaswapd.systemd import delegation, keeper, program
+from llamaswapd.systemd.bus import Refused
+from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
+from llamaswapd.systemd.unit import Host, build, object_path, pattern, unit_name, unusable_environment
+from llamaswapd.systemd.watched import Watch
+
+log = logging.getLogger(__name__)
+
+LEAST_PORT = 1024  # below, a port may be a service's that others trust
+
+
+class UnknownModel(Error):
+    """The files have no model of this id."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f'model "{model_id}" is not in the configuration any more; reload llamaswapd')
+
+
+class Changed(Error):
+    """A model is to be started that is not what the files say."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f'model "{model_id}" has changed in the configuration; reload llamaswapd')
+
+
+class Orders:
+    """Every method may raise Error. `host` is what units take from here, `owner` whose the files have to be."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        host: Host,
+        secrets: Secrets,
+        files: Sequence[Path],
+        config_dir: Path | None,
+        owner: int = guard.ROOT,
+    ) -> None:
+        self._manager = manager
+        self._host = host
+        self._secrets = secrets
+        self._files = files
+        self._config_dir = config_dir
+        self._owner = owner
+        self._config: Config | None = None
+        self._is_told = False  # the front half has been told this configuration; else we have read it for a start,
+        self._ports: dict[str, int] = {}  # with these ports
+        self._watches: dict[str, Watch] = {}  # unit → its latest run, whose environment is kept
+        self._keeper = keeper.KeeperUnit(manager, keeper.delegated_orders(), user=delegation.USER)
+
+    async def take_over(self) -> None:
+        """Go on where the launcher before us ended: keep the environments of units that are there, no others."""
+        names = await self._manager.list_units(pattern(self._host.instance))
+        self._secrets.forget_others(names)
+        for name in names:
+            await self._manager.look(await self._watch(name))
+
+    # ---- the configuration
+
+    async def load(self, ports: Mapping[str, int]) -> tuple[str, list[str]]:
+        """Read the files; return what the front half may know of them, and what is odd about them.
+
+        Models in `ports` keep these, if the range is still theirs.
+        """
+        loaded = await self._read(ports)
+        least = _least_port(loaded.config)
+        if any(port < least for port in ports.values()):
+            loaded = await self._read({id_: port for id_, port in ports.items() if port >= least})
+        self._config, self._is_told = loaded.config, True
+        return wire.to_front(loaded.config), [str(warning) for warning in loaded.warnings]
+
+    async def reload(self) -> None:
+        """Read and judge the files; go on with those that were read before."""
+        await self._read({})
+
+    async def _read(self, ports: Mapping[str, int]) -> Loaded:
+        return await asyncio.to_thread(self._read_files, ports)
+
+    def _read_files(self, ports: Mapping[str, int]) -> Loaded:
+        folders = [self._config_dir] if self._config_dir else []
+        guard.check_files([*folders, *sources(self._files, self._config_dir)], self._owner)
+        loaded = load(
+            self._files,
+            self._config_dir,
+            ports=ports,
+            defers=True,
+            checks_store=False,
+            fingerprint_key=self._secrets.key(),
+        )
+        guard.check_users(loaded.config.models, self._host)
+        return loaded
+
+    # ---- units
+
+    async def start(self, model_id: str, port: int, fingerprint: str) -> str:
+        """Start the unit of a model that is still what the fingerprint says; return the path of the job."""
+        model = await self._model(model_id, port)
+        if (model.port or 0, model.fingerprint) != (port, fingerprint):
+            raise Changed(model_id)
+        spec = build(model, self._host)
+        for name in spec.left_out:
+            log.warning("<%s> systemd %d does not know %s=, left out", model.id, self._host.version, name)
+        for name in unusable_environment(model):
+            log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
+        await asyncio.to_thread(
+            program.check, split(model.cmd), self._host.directory, model.systemd, is_for_others=True
+        )
+        watch = await self._watch(spec.name)
+        self._secrets.keep_environment(spec.name, spec.environment_file)
+        try:
+            return await self._manager.order_start(spec.name, spec.properties)
+        except Refused as error:
+            # One that is there goes on with the environment, if only to be stopped.
+            if error.name != UNIT_EXISTS:
+                watch.set_gone()
+            raise
+
+    async def stop(self, model_id: str) -> str:
+        """Have a model's unit stopped, configured or not; return the path of the job."""
+        return await self._manager.order_stop(self._unit(model_id))
+
+    async def kill(self, model_id: str, signal: int) -> None:
+        await self._manager.kill_unit(self._unit(model_id), signal)
+
+    async def freeze(self, model_id: str) -> None:
+        await self._manager.freeze_unit(self._unit(model_id))
+
+    async def thaw(self, model_id: str) -> None:
+        await self._manager.thaw_unit(self._unit(model_id))
+
+    async def forget(self, model_id: str) -> None:
+        await self._manager.reset_failed_unit(self._unit(model_id))
+
+    async def arm(self) -> None:
+        """Put a keeper in place of the one before."""
+        await self._keeper.replace()
+
+    async def disarm(self) -> None:
+        await self._keeper.remove()
+
+    def _unit(self, model_id: str) -> str:
+        """Return the name of a model's unit. Whatever the id, it is that of a model's unit and no other."""
+        return unit_name(model_id, self._host.instance)
+
+    async def _model(self, model_id: str, port: int) -> ModelConfig:
+        """Return a model's definition; read the files for it if it was a launcher before us that told the front half.
+
+        Which ports that one had given to models comes out as they are started.
+        """
+        config = self._config
+        if config is None or not (self._is_told or self._ports.get(model_id, 0) == port):
+            self._ports |= {model_id: port} if port else {}
+            config = self._config = (await self._read(self._ports)).config
+        if port and port < _least_port(config):
+            raise NotStarted(f"port {port} is not one that models may have: startPort is {config.start_port}")
+        if model_id not in config.models:
+            raise UnknownModel(model_id)
+        return config.models[model_id]
+
+    async def _watch(self, name: str) -> Watch:
+        """Follow a unit, to forget its environment when it is gone."""
+        watch = await self._manager.watch(name, object_path(name), lambda properties: None)
+        self._watches[name] = watch
+        watch.gone.add_done_callback(lambda _: self._forget(name, watch))
+        return watch
+
+    def _forget(self, name: str, watch: Watch) -> None:
+        if self._watches.get(name) is not watch:  # there is a next run of it, with an environment of its own
+            return
+        del self._watches[name]
+        if watch.gone.exception() is None:  # otherwise nobody knows, and the next launcher will
+            self._secrets.forget_environment(name)
+
+
+def _least_port(config: Config) -> int:
+    return max(config.start_port, LEAST_PORT)

@@ -1,0 +1,59 @@
+"""What only root may read, in a directory of the launcher's own: the models' environments, the key of fingerprints.
+
+    env/UNIT    environment of a model, for systemd to read: on the bus every local user could read it
+    key         of this boot; see `config.fingerprint`
+
+It outlives the launcher (RuntimeDirectoryPreserve=). systemd reads an environment whenever it runs a command of the
+unit, so also for `cmdStop`, which is why the file stays as long as the unit.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+KEY_BYTES = 32
+
+
+class Secrets:
+    """The directory; its methods block for as long as a file system in memory does."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make what is missing. Raises OSError."""
+        self.environments = directory / "env"
+        self._key = directory / "key"
+        self.environments.mkdir(mode=0o700, exist_ok=True)
+
+    def key(self) -> bytes:
+        """Return the key, the same until the machine is started again."""
+        with suppress(FileNotFoundError):
+            key = self._key.read_bytes()
+            if len(key) == KEY_BYTES:
+                return key
+        key = secrets.token_bytes(KEY_BYTES)
+        _write(self._key, key)
+        return key
+
+    def keep_environment(self, unit: str, text: str) -> None:
+        _write(self.environments / unit, text.encode())
+
+    def forget_environment(self, unit: str) -> None:
+        (self.environments / unit).unlink(missing_ok=True)
+
+    def forget_others(self, units: Collection[str]) -> None:
+        """Remove the environments of all units but these."""
+        for path in self.environments.iterdir():
+            if path.name not in units:
+                path.unlink()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step: what is there is whole, and was never anybody else's to read."""
+    # A hidden name, which no unit has.
+    new = path.with_name(f".{secrets.token_hex(8)}")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    new.replace(path)
