@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from llamaswapd.config.report import Report
 
-_ENV = re.compile(r"\$\{env\.([a-zA-Z_][a-zA-Z0-9_]*)\}")
+REFERENCE = re.compile(r"\$\{env\.([a-zA-Z_][a-zA-Z0-9_]*)\}")
 
 
 def names_in(texts: Iterable[str]) -> list[str]:
     """Return the names of the environment variables that texts refer to, each once, in order."""
-    return list(dict.fromkeys(name for part in texts for name in _ENV.findall(part)))
+    return list(dict.fromkeys(name for part in texts for name in REFERENCE.findall(part)))
 
 
 def substitute(source: str, names: Iterable[str], environ: Mapping[str, str], report: Report, file: str) -> str:
@@ -22,12 +22,12 @@ def substitute(source: str, names: Iterable[str], environ: Mapping[str, str], re
         value = environ.get(name)
         reference = f"${{env.{name}}}"
         if value is None:
-            message = f"environment variable '{name}' is not set; set it, or take {reference} out"
-            report.missing(reference, message, file)
+            remedy = f"set it, take {reference} out, or if it is a credential: llamaswapd check -credentials DIRECTORY"
+            report.missing(reference, f"environment variable '{name}' is not set; {remedy}", file)
         elif any(char in value for char in "\n\r\0"):
             what = "contains newlines or null bytes which are not allowed in YAML substitution"
             report.missing(reference, f"environment variable '{name}' {what}", file)
         else:
             # Right inside double quotes; elsewhere the doubling shows, and splitting a command undoes it again.
             values[name] = value.replace("\\", "\\\\").replace('"', '\\"')
-    return _ENV.sub(lambda match: values.get(match[1], match[0]), source)
+    return REFERENCE.sub(lambda match: values.get(match[1], match[0]), source)

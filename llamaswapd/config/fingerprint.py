@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from llamaswapd.config.commandline import split
 from llamaswapd.config.schema import ModelConfig, Section
@@ -14,9 +12,9 @@ from llamaswapd.config.schema import ModelConfig, Section
 # else counts, so that a new setting of units cannot be forgotten here.
 _NOT_THE_UNIT = frozenset(
     {
-        "id", "fingerprint", "ready_log", "ttl", "unload_timeout", "health_check_timeout", "aliases", "name",
-        "description", "unlisted", "use_model_name", "filters", "concurrency_limit", "send_loading_state", "metadata",
-        "capabilities", "timeouts", "compat", "macros",
+        "id", "fingerprint", "named_port", "ready_log", "ttl", "unload_timeout", "health_check_timeout", "aliases",
+        "name", "description", "unlisted", "use_model_name", "filters", "concurrency_limit", "send_loading_state",
+        "metadata", "capabilities", "timeouts", "compat", "macros",
     }
 )  # fmt: skip
 
@@ -24,18 +22,13 @@ _NOT_THE_UNIT = frozenset(
 def fingerprint(model: ModelConfig, key: bytes = b"") -> str:
     """Return 16 digits that stand for what makes the running unit and how it is reached: equal ones need no restart.
 
-    They are public and cover secrets; with a `key` (up to 64 bytes) nobody else can try out values against them.
+    They are public and cover secrets; with a `key` (up to 64 bytes) nobody else can try out values against them. What
+    is as by default is left out, so that a setting that is new changes no fingerprint.
     """
-    definition = {name: value for name, value in _said(model).items() if name not in _NOT_THE_UNIT}
+    definition = {name: value for name, value in model.said().items() if name not in _NOT_THE_UNIT}
     definition |= {"cmd": split(model.cmd), "cmd_stop": split(model.cmd_stop)}
-    text = json.dumps(definition, sort_keys=True, default=_said)
+    text = json.dumps(definition, sort_keys=True, default=Section.said)
     return hashlib.blake2b(text.encode(), digest_size=8, key=key).hexdigest()
-
-
-def _said(section: Section) -> Mapping[str, Any]:
-    """Return the fields that are not as they are by default, so that one that is new changes no fingerprint."""
-    defaults = dict(type(section)())
-    return {name: value for name, value in section if value != defaults[name]}
 
 
 def digest(text: str) -> str:

@@ -5,13 +5,13 @@ The steps stand in `load` in their order; each is a pure function in a module of
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamaswapd.config import dialect, environment, macros
+from llamaswapd.config import credentials as secrets
+from llamaswapd.config import dialect, environment, macros, references
 from llamaswapd.config.decode import decode, known_keys
 from llamaswapd.config.effective import effective
 from llamaswapd.config.fingerprint import fingerprint
@@ -19,6 +19,7 @@ from llamaswapd.config.merge import merge
 from llamaswapd.config.prepare import prepare
 from llamaswapd.config.report import Report
 from llamaswapd.config.schema import Config
+from llamaswapd.config.store import check_store
 from llamaswapd.config.tree import Map, is_null
 from llamaswapd.config.validate import validate
 from llamaswapd.errors import ConfigError, Problem
@@ -37,24 +38,34 @@ def load(
     *,
     is_strict: bool = False,
     ports: Mapping[str, int] = {},
+    credentials: Mapping[str, str] | None = None,
+    defers: bool = False,
+    checks_store: bool = True,
     fingerprint_key: bytes = b"",
 ) -> Loaded:
     """Return the configuration that the files make together, and what is odd about it.
 
     Raises ConfigError with every problem that can be seen at once; `is_strict` makes unknown keys problems. `ports` are
     those of running units by model id: each stays with its model if that still uses one, and no other model gets it.
-    `fingerprint_key` makes the models' fingerprints nobody else's.
+    `credentials` are those of the service in which we run if they are not given. With `defers` a variable that is not
+    known may be one of the half that serves requests: where that needs it, the reference stays (`wire`).
+    `checks_store` looks whether we may write the activity's file. `fingerprint_key` makes the models' fingerprints
+    nobody else's.
     """
     report = Report(is_strict=is_strict)
-    parsed = [_parsed(path, environ, report) for path in sources(files, config_dir)]
+    if credentials is None:
+        credentials = secrets.given(environ)
+    parsed = [_parsed(path, environ, credentials, report, defers=defers) for path in sources(files, config_dir)]
     report.raise_errors(beyond_missing=True)
     root = merge([source for source in parsed if source is not None], report)
     report.raise_errors(beyond_missing=True)
     report.root = root = prepare(root)
     expanded = macros.expand(root, known_keys(Config), Config().start_port, report, ports)
-    config = _decoded(expanded, report)
-    validate(config, expanded.root, report)
-    _check_store(config, report)
+    root = references.resolved(expanded.root, known_keys(Config), credentials, report, defers=defers)
+    config = _decoded(root, expanded.ports, report)
+    validate(config, root, report)
+    if checks_store:
+        check_store(config, report)
     report.raise_errors()
     return Loaded(_with_fingerprints(effective(config), fingerprint_key), tuple(report.warnings))
 
@@ -83,7 +94,9 @@ def _unusable(message: str) -> ConfigError:
     return ConfigError([Problem("", "", message)])
 
 
-def _parsed(path: Path, environ: Mapping[str, str], report: Report) -> Map | None:
+def _parsed(
+    path: Path, environ: Mapping[str, str], credentials: Mapping[str, str], report: Report, *, defers: bool
+) -> Map | None:
     """Return the tree of one file, environment expanded, None if it is empty or wrong."""
     file = str(path)
     try:
@@ -97,10 +110,14 @@ def _parsed(path: Path, environ: Mapping[str, str], report: Report) -> Map | Non
     # Twice, for values that refer to variables themselves. What is no YAML may become so by the first expansion.
     for unparsable in ([source], []):
         names = environment.names_in(_texts(source, otherwise=unparsable))
-        source = environment.substitute(source, names, environ, report, file)
+        later = {name for name in names if name in credentials or (defers and name not in environ)}
+        source = environment.substitute(
+            references.marked(source, later), [name for name in names if name not in later], environ, report, file
+        )
     if report.has_missing(file) and not _texts(source, otherwise=[]):
         return None
-    return dialect.parse(source, file, report)
+    root = dialect.parse(source, file, report)
+    return references.unmarked(root) if root is not None else None
 
 
 def _texts(source: str, otherwise: list[str]) -> list[str]:
@@ -111,37 +128,14 @@ def _texts(source: str, otherwise: list[str]) -> list[str]:
         return otherwise
 
 
-def _check_store(config: Config, report: Report) -> None:
-    """Report that the activity cannot be kept where it is to be; the file may be missing, its directory may not."""
-    path = config.store.path if config.store is not None else ""
-    if not path.strip():
-        return
-    directory = os.path.dirname(path) or "."
-    try:
-        is_there, is_directory = os.path.lexists(path), os.path.isdir(path)
-        if is_directory:
-            problem = f"store.path: {path} is a directory, not a file"
-        elif is_there and not os.access(path, os.W_OK):
-            problem = f"store.path: {path} is not writable: {os.strerror(errno.EACCES)}"
-        elif not os.path.isdir(directory):
-            problem = f"store.path: directory {directory} is not writable: {os.strerror(errno.ENOENT)}; create it"
-        elif not is_there and not os.access(directory, os.W_OK):
-            problem = f"store.path: directory {directory} is not writable: {os.strerror(errno.EACCES)}"
-        else:
-            return
-    except ValueError as error:  # a NUL
-        problem = f"store.path: {path!r}: {error}"
-    report.error(("store", "path"), problem)
-
-
-def _decoded(expanded: macros.Expanded, report: Report) -> Config:
+def _decoded(root: Map, ports: Mapping[str, int], report: Report) -> Config:
     """Return the typed configuration, each model and peer with its id, models with their ports and in byte order."""
-    config = decode(Config, expanded.root, (), report)
+    config = decode(Config, root, (), report)
     models = {}
     for id_ in sorted(config.models):  # code points sort as the bytes of UTF-8 do
-        model = config.models[id_].having(id=id_, port=expanded.ports.get(id_))
+        model = config.models[id_].having(id=id_, port=ports.get(id_))
         # A model given as null has not even the default proxy.
-        models[id_] = model.having(proxy="") if is_null(expanded.root.get("models", id_)) else model
+        models[id_] = model.having(proxy="") if is_null(root.get("models", id_)) else model
     return config.having(models=models, peers={id_: peer.having(id=id_) for id_, peer in config.peers.items()})
 
 

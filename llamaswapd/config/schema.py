@@ -59,6 +59,11 @@ class Section(BaseModel, frozen=True, extra="forbid"):
         """Return the same with some fields changed."""
         return type(self)(**{**dict(self), **changes})
 
+    def said(self) -> dict[str, Any]:
+        """Return the fields that are not as they are by default."""
+        defaults = dict(type(self)())
+        return {name: value for name, value in self if value != defaults[name]}
+
 
 class Filters(Section, frozen=True):
     """What is removed from and set in JSON request bodies."""
@@ -66,9 +71,13 @@ class Filters(Section, frozen=True):
     strip_params: Annotated[tuple[str, ...], CommaSeparated()] = Field(
         default=(), description="members removed; dotted paths; never `model`"
     )
-    set_params: Mapping[str, Any] = Field(default={}, description="members set or replaced; dotted path to any value")
+    set_params: Mapping[str, Any] = Field(
+        default={}, repr=False, description="members set or replaced; dotted path to any value"
+    )
     set_params_by_id: Annotated[Mapping[str, Mapping[str, Any]], Key("setParamsByID")] = Field(
-        default={}, description="the same for the name the client used; overrides setParams; each key becomes an alias"
+        default={},
+        repr=False,
+        description="the same for the name the client used; overrides setParams; each key becomes an alias",
     )
 
 
@@ -150,7 +159,7 @@ class ModelConfig(Section, frozen=True):
         default=120, description="seconds the model may take to become ready"
     )
     aliases: tuple[str, ...] = Field(default=(), description="further names")
-    env: tuple[str, ...] = Field(default=(), description="NAME=value entries added to the environment")
+    env: tuple[str, ...] = Field(default=(), repr=False, description="NAME=value entries added to the environment")
     name: str = Field(default="", description="shown in listings")
     description: str = Field(default="", description="shown in listings")
     unlisted: bool = Field(default=False, description="hidden from /v1/models")
@@ -171,6 +180,9 @@ class ModelConfig(Section, frozen=True):
     )
     port: Annotated[int | None, DERIVED] = Field(default=None, description="allocated port, when cmd uses ${PORT}")
     fingerprint: Annotated[str, DERIVED] = Field(default="", description="the same as long as the unit is the same")
+    named_port: Annotated[int | None, DERIVED] = Field(
+        default=None, description="port of proxy, if `env` or cmd name it and `env` is kept from us"
+    )
 
     @property
     def container(self) -> Container | None:
@@ -194,7 +206,7 @@ class ModelConfig(Section, frozen=True):
         If not, a server on that port is somebody else's, and meant to be: `cmd` may be a tunnel or a mere `sleep`.
         """
         number = re.compile(rf"(?<![0-9]){port}(?![0-9])")
-        return any(number.search(text) for text in (self.cmd, *self.env))
+        return port == self.named_port or any(number.search(text) for text in (self.cmd, *self.env))
 
     @property
     def listed_aliases(self) -> tuple[str, ...]:
@@ -290,7 +302,7 @@ class Peer(Section, frozen=True):
     id: Annotated[str, DERIVED] = Field(default="", description="the key under `peers`")
     proxy: str = Field(default="", description="base URL; the path of the request is appended")
     models: tuple[str, ...] = Field(default=(), description="the models that it serves")
-    api_key: str = Field(default="", description="sent in place of the client's key")
+    api_key: str = Field(default="", repr=False, description="sent in place of the client's key")
     filters: Filters = Field(default=Filters(), description="changes to JSON bodies")
     timeouts: PeerTimeouts = Field(default=PeerTimeouts(), description="limits of the connections to it")
 
@@ -379,7 +391,7 @@ class Config(Section, frozen=True):
         default="proxy", description="what goes to stdout"
     )
     api_keys: tuple[str, ...] = Field(
-        default=(), description="keys that clients must present; empty: no authentication"
+        default=(), repr=False, description="keys that clients must present; empty: no authentication"
     )
     include_aliases_in_list: bool = Field(default=False, description="aliases become rows of /v1/models")
     send_loading_state: bool = Field(default=False, description="default of the model key")

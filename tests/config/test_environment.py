@@ -58,7 +58,8 @@ def test_a_variable_may_refer_to_another(load_text: Load) -> None:
 def test_a_missing_variable_hides_no_other_problem_and_makes_none(complaints: Complain) -> None:
     source = "globalTTL: ${env.X}\nstartPort: 0\nmodels: {a: {cmd: 'x ${env.X}', proxy: 'http://h:1', ttl: '5'}}"
     assert complaints(source) == [
-        "a.yaml: environment variable 'X' is not set; set it, or take ${env.X} out",
+        "a.yaml: environment variable 'X' is not set; set it, take ${env.X} out, or if it is a credential: "
+        "llamaswapd check -credentials DIRECTORY",
         "a.yaml: models.a.ttl: yaml: unmarshal errors: line 3: cannot unmarshal !!str `5` into int; "
         "write a whole number, without quotes",
         "a.yaml: startPort: startPort must be greater than 1; it is 0",

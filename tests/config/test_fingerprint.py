@@ -48,11 +48,11 @@ def test_the_order_of_settings_does_not_matter() -> None:
 
 def test_a_setting_that_is_new_and_not_used_does_not_matter() -> None:
     class Newer(ModelConfig, frozen=True):
-        container: ModelConfig = ModelConfig()
+        further: ModelConfig = ModelConfig()
 
     newer = Newer(**dict(model()))
     assert fingerprint(newer) == fingerprint(model())
-    assert fingerprint(newer.having(container=model())) != fingerprint(model())
+    assert fingerprint(newer.having(further=model())) != fingerprint(model())
 
 
 def test_every_key_makes_a_fingerprint_of_its_own() -> None:
