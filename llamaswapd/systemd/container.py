@@ -18,6 +18,8 @@ Settings = Mapping[str, tuple[str, ...]]
 
 # What `podman stop` and `podman rm` take beyond the server's own time, on a machine that is busy.
 _CLIENT_S = 10
+# docker says it in the model's log if there is no container to remove.
+_SILENTLY = quote('exec "$$0" "$$@" >/dev/null 2>&1')
 
 
 def name(unit: str) -> str:
@@ -55,7 +57,7 @@ def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Setti
             "ExecStopPost": (remove, remove),
         }
     docker = quote(find("docker"))
-    remove = f"-{docker} rm --force {called}"
+    remove = f"-{quote(find('sh'))} -c {_SILENTLY} {docker} rm --force {called}"
     return {
         **ends,
         "ExecStartPre": (remove,),

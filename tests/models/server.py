@@ -5,6 +5,7 @@ usage: server.py PORT [OPTION...]         needs: the standard library, so `pytho
   --ready-after S      /health answers 503 until S seconds after the start; prints `ready` then
   --listen-after S     the port is opened S seconds after the start
   --ready-when FILE    /health answers 503 until this file exists
+  --host ADDRESS       listens there, not on 127.0.0.1
   --deaf               SIGTERM is ignored
   --slow-stop S        SIGUSR1 ends it, S seconds later; SIGTERM ends it at once; either is printed
   --fork               leaves a child and a double-forked grandchild in a session of its own behind
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--ready-after", type=float, default=0.0)
     parser.add_argument("--listen-after", type=float, default=0.0)
     parser.add_argument("--ready-when", default="")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--slow-stop", type=float)
     parser.add_argument("--fork", action="store_true")
@@ -161,7 +163,7 @@ def main() -> None:
         after, _, status = options.exit.partition(":")
         end("giving up", float(after), int(status))
     time.sleep(options.listen_after)
-    server = Server(("127.0.0.1", options.port), Handler)
+    server = Server((options.host, options.port), Handler)
     print(f"listening on {options.port}", flush=True)
     threading.Timer(options.ready_after, ready, [options.notify]).start()
     server.serve_forever()

@@ -13,7 +13,7 @@ import pytest
 
 TESTBED = Path(__file__).with_name("testbed")
 ROOT = TESTBED.parents[2]
-SOURCES = (ROOT / "llamaswapd", ROOT / "tests", ROOT / "packaging")
+SOURCES = (ROOT / "llamaswapd", ROOT / "tests", ROOT / "packaging", ROOT / "units")
 INSIDE = "/opt/llamaswapd"
 
 # Debian's, with its libraries and without the project's settings for it.
@@ -27,10 +27,10 @@ NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="booting a bed takes r
 
 
 @contextmanager
-def container(suite: str) -> Iterator[str]:
+def container(suite: str, *options: str) -> Iterator[str]:
     """Have a container of a Debian release running; yield its name."""
     name = f"llamaswapd-{os.getpid()}-{suite}"
-    drive("start", name, "--suite", suite)
+    drive("start", name, "--suite", suite, *options)
     try:
         drive("copy-in", name, *map(str, SOURCES), INSIDE)
         yield name

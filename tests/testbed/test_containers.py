@@ -1,0 +1,19 @@
+"""Models that are containers, with Debian's podman and docker."""
+
+from __future__ import annotations
+
+import pytest
+from beds import INSIDE, NEEDS_ROOT, PYTEST, container, drive
+
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(240), NEEDS_ROOT]
+
+PACKAGES = {"podman": ("podman", "crun", "nftables"), "docker": ("docker.io", "docker-cli", "iptables")}
+
+
+@pytest.mark.parametrize("client", ["podman", "docker"])
+def test_a_container_leaves_nothing_behind_however_it_ends(client: str) -> None:
+    with container("trixie", "--podman") as bed:
+        drive("apt", bed, "update")
+        drive("apt", bed, "install", "-y", "--no-install-recommends", *PACKAGES[client])
+        inside = ("env", f"CONTAINER_CLIENT={client}", *PYTEST, f"{INSIDE}/tests/testbed/inside_podman.py")
+        drive("exec", bed, "--", *inside)
