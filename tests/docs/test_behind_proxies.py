@@ -170,9 +170,41 @@ def asking() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(50))
 
 
-def config() -> dict[str, object]:
+# A model that says at once how long its answer is, and the second half of it when a file is there.
+HALVES = """
+import json, os, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send(b"")
+
+    def do_POST(self):
+        until = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["until"]
+        self.send(b"abc", b"def", until)
+
+    def send(self, first, second=b"", until="/"):
+        self.send_response(200)
+        self.send_header("Content-Type", "audio/mpeg")
+        self.send_header("Content-Length", str(len(first + second)))
+        self.end_headers()
+        self.wfile.write(first)
+        while not os.path.exists(until):
+            time.sleep(0.005)
+        self.wfile.write(second)
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def config(folder: Path) -> dict[str, object]:
+    halves = folder / "halves.py"
+    halves.write_text(HALVES)
+    programs = {"m": ECHO, "halves": halves}
     return {
-        "models": {"m": command(f"{sys.executable} -S -E {ECHO} ${{PORT}}")},
+        "models": {name: command(f"{sys.executable} -S -E {file} ${{PORT}}") for name, file in programs.items()},
         "apiKeys": [KEY],
         "logToStdout": "both",
     }
@@ -188,7 +220,7 @@ class Front:
 async def front(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Front]:
     """A proxy as the page has it, with a daemon behind it."""
     program(request.param.__name__)
-    async with daemon(folder, config()) as it, request.param(folder, it.url.removeprefix("http://")) as url:
+    async with daemon(folder, config(folder)) as it, request.param(folder, it.url.removeprefix("http://")) as url:
         yield Front(url, it)
 
 
@@ -211,12 +243,13 @@ async def test_what_a_model_has_said_comes_while_it_goes_on(front: Front, folder
         assert await it.content.read() == b""
 
 
-async def test_a_long_answer_of_known_length_is_not_held_back_either(front: Front, folder: Path) -> None:
-    end = folder / "end"
-    raw = "SFRUUC8xLjEgMjAwIE9LDQpDb250ZW50LUxlbmd0aDogNg0KDQphYmM="  # six bytes are announced, three are sent
-    answer = wanted(raw64=raw, until=str(end))
-    async with asking() as session, session.post(f"{front.url}/v1/audio/speech", json=answer, headers=key()) as it:
+async def test_an_answer_of_known_length_is_not_held_back_either(front: Front, folder: Path) -> None:
+    question = {"model": "halves", "until": str(folder / "end")}
+    async with asking() as session, session.post(f"{front.url}/v1/audio/speech", json=question, headers=key()) as it:
+        assert it.headers["Content-Length"] == "6"
         assert await it.content.readexactly(3) == b"abc"
+        (folder / "end").touch()
+        assert await it.content.read() == b"def"
 
 
 async def test_an_upload_of_100_mb_arrives_whole(front: Front) -> None:
@@ -269,7 +302,7 @@ async def test_a_key_passes_in_either_header_and_none_is_refused(front: Front) -
 
 async def test_the_model_learns_the_client_and_the_name_and_the_log_the_client(folder: Path) -> None:
     program("nginx")
-    async with daemon(folder, config()) as it, nginx(folder, it.url.removeprefix("http://")) as url:
+    async with daemon(folder, config(folder)) as it, nginx(folder, it.url.removeprefix("http://")) as url:
         told = await told_by_model(url)
         print(told)
         assert told["x-forwarded-proto"] == "https"
@@ -307,5 +340,5 @@ async def test_nginx_reaches_it_by_the_unix_socket_of_the_page(folder: Path) -> 
     (path,) = (line.removeprefix("ListenStream=") for line in unit.splitlines() if "ListenStream=/" in line)
     assert f"server unix:{path};" in the("behind-nginx", "nginx", "upstream")
     passing = (sys.executable, "-c", WITH_A_SOCKET, f"{folder}/sock", *COMMAND)
-    async with daemon(folder, config(), program=passing), nginx(folder, f"unix:{folder}/sock") as url:
+    async with daemon(folder, config(folder), program=passing), nginx(folder, f"unix:{folder}/sock") as url:
         assert (await told_by_model(url))["x-forwarded-for"] == "203.0.113.7, 127.0.0.1"
