@@ -155,6 +155,8 @@ class RunningUnit:
         self._is_started = True
         self._notice_end()
         self._take_cgroup(properties["ControlGroup"])
+        for command in properties.get("ExecStart", ()):  # a(sasbttttuii), of which there is one
+            self._program = command[0]
         return properties
 
     async def attach(self) -> None:
