@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from llamaswapd import __version__
+from llamaswapd.config import credentials
 from llamaswapd.config.jsonschema import json_schema
 from llamaswapd.config.load import load
 from llamaswapd.errors import ConfigError, Error, UsageError
@@ -94,10 +95,14 @@ def check(arguments: Sequence[str]) -> int:
     parser.add_argument("file", nargs="*", type=Path)
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
+    parser.add_argument("-credentials", "--credentials", type=Path, metavar="DIR", help=CREDENTIALS_HELP)
     parser.add_argument("-strict", "--strict", action="store_true", help="take unknown keys for problems")
     options = parser.parse_args(arguments)
+    secrets = credentials_in(options.credentials)
     try:
-        loaded = load(options.config + options.file, options.config_dir, is_strict=options.strict)
+        loaded = load(
+            options.config + options.file, options.config_dir, is_strict=options.strict, credentials=secrets
+        )
     except ConfigError as error:
         for warning in error.warnings:
             print(f"warning: {warning}")
@@ -123,12 +128,22 @@ def counted(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
+def credentials_in(directory: Path | None) -> dict[str, str]:
+    """Return the credentials of a directory, without one those of the service that we are."""
+    if directory is None:
+        return credentials.given(os.environ)
+    if not directory.is_dir():
+        raise UsageError(f"-credentials {directory} is no directory; name one that has a file for each credential")
+    return credentials.read(directory)
+
+
 def units(arguments: Sequence[str]) -> int:
     """Print the unit that each model would get, in unit-file syntax."""
     parser = argparse.ArgumentParser("llamaswapd units", allow_abbrev=False, description=units.__doc__)
     parser.add_argument("model", nargs="*", help="model ids or aliases; none: all")
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
+    parser.add_argument("-credentials", "--credentials", type=Path, metavar="DIR", help=CREDENTIALS_HELP)
     parser.add_argument("-manager", "--manager", choices=MANAGERS)
     parser.add_argument("-instance", "--instance", default="")
     options = parser.parse_args(arguments)
@@ -138,7 +153,8 @@ def units(arguments: Sequence[str]) -> int:
 
     if options.instance:
         check_instance(options.instance)
-    config = load(options.config, options.config_dir).config
+    secrets = credentials.masked(credentials_in(options.credentials))
+    config = load(options.config, options.config_dir, credentials=secrets).config
     host = asyncio.run(dry_host(options.manager or config.manager, options.instance))
     for number, name in enumerate(options.model or config.models):
         model = config.resolve(name)
@@ -216,6 +232,7 @@ def launcher(arguments: Sequence[str]) -> int:
 
 
 VERBS = {"check": check, "schema": schema, "units": units, "doctor": doctor, "private": private, "launcher": launcher}
+CREDENTIALS_HELP = "directory of the files that ${env.NAME} may stand for, such as /etc/llamaswapd/credentials"
 MANAGERS = ("auto", "system", "user", "private", "launcher")
 
 BOOLEAN_FLAGS = ("watch-config", "version")
