@@ -24,9 +24,9 @@ from llamaswapd.errors import ConfigError, Error, UsageError
 
 USAGE = """\
 llamaswapd -config FILE [-config-dir DIR] [-listen ADDRESS] [OPTIONS]
-       llamaswapd check [-strict] FILE...
+       llamaswapd check [-strict] [-credentials DIR] FILE...
        llamaswapd schema
-       llamaswapd units [-config FILE] [MODEL...]
+       llamaswapd units [-config FILE] [-credentials DIR] [MODEL...]
        llamaswapd doctor [-json] [-config FILE] [-config-dir DIR] [MODEL...]
        llamaswapd private [-instance NAME] -- COMMAND...
        llamaswapd launcher [-config FILE] [-config-dir DIR]"""
@@ -100,9 +100,7 @@ def check(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     secrets = credentials_in(options.credentials)
     try:
-        loaded = load(
-            options.config + options.file, options.config_dir, is_strict=options.strict, credentials=secrets
-        )
+        loaded = load(options.config + options.file, options.config_dir, is_strict=options.strict, credentials=secrets)
     except ConfigError as error:
         for warning in error.warnings:
             print(f"warning: {warning}")

@@ -44,3 +44,39 @@ def test_check_takes_unknown_keys_for_problems_only_if_told(tmp_path: Path, caps
         assert (
             "error: config " + file + ': globalTtl: unknown key; did you mean "globalTTL"?' in capsys.readouterr().out
         )
+
+
+SECRET_FILE = """
+apiKeys: ["${env.KEY}"]
+models: {m: {cmd: serve, proxy: "http://h:1", env: ["T=<${env.KEY}>"]}}
+"""
+
+
+def test_a_file_that_uses_credentials_is_checked_with_their_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(SECRET_FILE)
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "KEY").write_text("s3cr3t\n")
+    file = str(tmp_path / "c.yaml")
+    assert main(["check", file]) == 1
+    assert "environment variable 'KEY' is not set" in (told := capsys.readouterr().out)
+    assert "llamaswapd check -credentials DIRECTORY" in told
+    assert main(["check", "-credentials", str(tmp_path / "credentials"), file]) == 0
+    assert capsys.readouterr().out == "usable: 1 model\n"
+    assert main(["check", "-credentials", file, file]) == 1
+    assert f"-credentials {file} is no directory" in capsys.readouterr().err
+
+
+def test_units_are_printed_without_the_values_of_credentials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.yaml").write_text(SECRET_FILE)
+    (tmp_path / "KEY").write_text("s3cr3t\n")
+    arguments = ["units", "-manager", "private", "-config", str(tmp_path / "c.yaml")]
+    assert main([*arguments, "-credentials", str(tmp_path)]) == 0
+    assert "T=<***>" in (told := capsys.readouterr().out)
+    assert "s3cr3t" not in told
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == told

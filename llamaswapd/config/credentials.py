@@ -23,9 +23,9 @@ def read(directory: str | Path) -> dict[str, str]:
     Bytes that are no UTF-8 are kept as surrogates: a file that nobody refers to may hold anything. Nothing is in "" and
     in a directory that is not there. Raises ConfigError for what cannot be read. Blocks.
     """
-    if not directory or not Path(directory).exists():
-        return {}
     try:
+        if not directory or not Path(directory).exists():
+            return {}
         files = [file for file in sorted(Path(directory).iterdir()) if file.is_file()]
         return {
             name: file.read_bytes().decode(errors="surrogateescape").removesuffix("\n")

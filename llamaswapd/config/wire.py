@@ -72,18 +72,18 @@ class _Resolver:
         self._report = report
 
     def config(self, config: Config) -> Config:
-        peers = {id_: self._filtered(peer, "peers") for id_, peer in config.peers.items()}
         return config.having(
             api_keys=tuple(self._text(key, ("apiKeys", number)) for number, key in enumerate(config.api_keys)),
             models={id_: self._filtered(model, "models") for id_, model in config.models.items()},
-            peers={
-                id_: peer.having(api_key=self._text(peer.api_key, ("peers", id_, "apiKey")))
-                for id_, peer in peers.items()
-            },
+            peers={id_: self._peer(peer) for id_, peer in config.peers.items()},
         )
 
+    def _peer(self, peer: Peer) -> Peer:
+        peer = peer.having(api_key=self._text(peer.api_key, ("peers", peer.id, "apiKey")))
+        return self._filtered(peer, "peers")
+
     def _filtered(self, owner: F, kind: str) -> F:
-        path = (kind, owner.id, "filters")
+        path: Path = (kind, owner.id, "filters")
         filters: Filters = owner.filters.having(
             set_params=self._value(owner.filters.set_params, (*path, "setParams")),
             set_params_by_id=self._value(owner.filters.set_params_by_id, (*path, "setParamsByID")),

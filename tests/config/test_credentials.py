@@ -8,6 +8,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from test_fuzz import Maker
 
 from llamaswapd.config import credentials
 from llamaswapd.config.load import Loaded, load
@@ -222,6 +223,22 @@ def test_the_fingerprint_covers_the_value(read: Read) -> None:
 def test_a_variable_that_is_not_set_says_how_to_check_a_file_with_credentials(read: Read) -> None:
     (problem,) = refusals(read, "apiKeys: ['${env.X}']")
     assert problem.endswith("llamaswapd check -credentials DIRECTORY")
+
+
+def test_no_file_that_is_refused_or_loaded_tells_a_credential(tmp_path: Path) -> None:
+    loaded = 0
+    for seed in range(300):
+        maker = Maker(seed)
+        file = tmp_path / "a.yaml"
+        file.write_text(maker.text(maker.damaged(maker.config())), encoding="utf-8", errors="surrogatepass")
+        told: list[object] = []
+        try:
+            told.append(load([file], environ={}, credentials={"SET": SECRET, "UNSET": SECRET}))
+            loaded += 1
+        except ConfigError as refusal:
+            told += [refusal, *refusal.warnings]
+        assert SECRET not in f"{told}", seed
+    assert loaded
 
 
 # ---- what is not known yet
