@@ -14,6 +14,7 @@ import pytest
 from llamaswapd import __main__ as command_line
 from llamaswapd.config import schema
 from llamaswapd.config.decode import fields_by_key
+from llamaswapd.config.environment import names_in
 from llamaswapd.config.jsonschema import sections_within
 from llamaswapd.config.load import load
 from llamaswapd.config.schema import WITHOUT_EFFECT, CommaSeparated, Config, ModelConfig, Section
@@ -173,7 +174,7 @@ def examples() -> list[tuple[Path, str]]:
 def test_every_example_loads_without_a_warning(file: Path, text: str, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(text)
-    loaded = load([config], environ={})
+    loaded = load([config], environ={}, credentials=dict.fromkeys(names_in([text]), "x"))
     assert not loaded.warnings
     assert loaded.config.models
 
