@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Literal
 
 from llamaswapd import __version__
 from llamaswapd.config import credentials
@@ -175,21 +174,16 @@ def doctor(arguments: Sequence[str]) -> int:
     parser.add_argument("-json", "--json", action="store_true", help="print a list of objects, for programs")
     options = parser.parse_args(arguments)
 
-    from llamaswapd.doctor.case import Scope
-    from llamaswapd.doctor.examine import examine
+    from llamaswapd.doctor.examine import Wanted, examine
     from llamaswapd.doctor.finding import as_json, summary
     from llamaswapd.doctor.machine import Machine
-    from llamaswapd.systemd.connect import Wanted, dry_host
-    from llamaswapd.systemd.manager import choose_scope
 
     files, folder = options.config, options.config_dir
-    wanted: Wanted | Literal["launcher"] = options.manager or ("auto" if files or folder else "launcher")
+    wanted: Wanted = options.manager or ("auto" if files or folder else "launcher")
     if wanted == "launcher" and not files and not folder:
         files, folder = [PACKAGED[0]], PACKAGED[1] if PACKAGED[1].is_dir() else None
-    scope: Scope = "launcher" if wanted == "launcher" else asyncio.run(choose_scope(wanted))
-    host = asyncio.run(dry_host(scope, ""))
     findings = []
-    for finding in examine(Machine(), scope, host, files, folder, options.model):
+    for finding in examine(Machine(), wanted, files, folder, options.model):
         findings.append(finding)
         if not options.json:
             print(finding, flush=True)

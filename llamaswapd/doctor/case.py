@@ -125,14 +125,14 @@ def identity(machine: Machine, spec: UnitSpec, scope: Scope) -> Identity | None:
         gids = user.gids if user else frozenset[int]()
         return Identity(user.name if user else str(machine.uid), machine.uid, gids, overrides=machine.uid == 0)
     settings = spec.settings
-    named = [settings.get("User", ("",))[-1].strip()]
+    named = settings.get("User", ("",))[-1].strip()
     is_dynamic = settings.get("DynamicUser", ("no",))[-1].strip() in ("yes", "true", "on", "1")
     further = [*_words(settings.get("SupplementaryGroups", ())), settings.get("Group", ("",))[-1].strip()]
     gids = frozenset(gid for name in further if name and (gid := machine.group(name)) is not None)
     model_group = MODEL_GROUP if MODEL_GROUP in further and machine.group(MODEL_GROUP) is not None else ""
-    if is_dynamic and machine.user(named[0] or "\0") is None:
+    if is_dynamic and (not named or machine.user(named) is None):
         return Identity("", None, gids, model_group=model_group)
-    user = machine.user(named[0] or "root")
+    user = machine.user(named or "root")
     if user is None:
         return None
     overrides = user.uid == 0 and bool(_bounding_set(settings) & _CAP_DAC_OVERRIDE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from llamaswapd.config import credentials
 from llamaswapd.config.load import load, sources
@@ -16,8 +18,13 @@ from llamaswapd.doctor import machine_checks, model_checks
 from llamaswapd.doctor.case import Case, Scope, Situation, case
 from llamaswapd.doctor.finding import Finding, ok, problem, unseen, warning
 from llamaswapd.doctor.machine import Machine, Unseen
-from llamaswapd.errors import ConfigError, UsageError
+from llamaswapd.errors import ConfigError, ManagerUnavailable, UsageError
+from llamaswapd.systemd import connect, program
+from llamaswapd.systemd.connect import NEWEST, dry_host
+from llamaswapd.systemd.manager import choose_scope
 from llamaswapd.systemd.unit import Host, build
+
+Wanted = connect.Wanted | Literal["launcher"]
 
 CHECK_S = 15.0  # for one check; a file system that does not answer can hold up a process for ever
 
@@ -26,8 +33,7 @@ AS_ROOT = "run llamaswapd doctor as root"
 
 def examine(
     machine: Machine,
-    scope: Scope,
-    host: Host,
+    wanted: Wanted,
     files: Sequence[Path],
     config_dir: Path | None,
     names: Sequence[str] = (),
@@ -35,17 +41,30 @@ def examine(
 ) -> Iterator[Finding]:
     """Yield what is found, as it is found, of the models of these names; of all without one.
 
-    Raises UsageError for a name that is no model's.
+    `wanted`: who is to run the models. Raises UsageError for a name that is no model's.
     """
+    scope, host, unreachable = _host(wanted)
     config, findings, used = _configuration(machine, scope, files, config_dir, environ)
-    yield from findings
-    situation = Situation(scope, [os.path.abspath(file) for file in used], _cases(machine, scope, host, config, names),
-                          _name(machine))  # fmt: skip
+    yield from (*findings, *unreachable)
+    cases = _cases(machine, scope, host, config, names)
+    situation = Situation(scope, [os.path.abspath(file) for file in used], cases, _name(machine))
     for check in machine_checks.CHECKS:
         yield from bounded(machine, check.__name__, partial(check, machine, situation))
-    for one in situation.cases:
+    for one in cases:
         for about in model_checks.CHECKS:
             yield from bounded(machine, f"{one.id}: {about.__name__}", partial(about, machine, one))
+
+
+def _host(wanted: Wanted) -> tuple[Scope, Host, list[Finding]]:
+    """Return what units would take from this machine, even if nobody is there to run them."""
+    try:
+        scope: Scope = "launcher" if wanted == "launcher" else asyncio.run(choose_scope(wanted))
+        return scope, asyncio.run(dry_host(wanted, "")), []
+    except ManagerUnavailable as error:
+        scope = "private" if wanted == "auto" else wanted
+        here = os.getcwd()
+        host = Host(NEWEST, here, find=lambda name: program.find(name, here))
+        return scope, host, [problem("manager", str(error), "see llamaswapd-units(7), MANAGERS")]
 
 
 def _configuration(

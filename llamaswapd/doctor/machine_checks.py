@@ -70,7 +70,8 @@ def controllers(machine: Machine, situation: Situation) -> Iterator[Finding]:
         remedy = "boot with systemd.unified_cgroup_hierarchy=1"
         yield warning("cgroups", "are of version 1, or not mounted on /sys/fs/cgroup: limits may do nothing", remedy)
         return
-    where, help_ = "the kernel's", "boot with cgroup_enable=memory"
+    where = f"the kernel's ({folder}/cgroup.controllers)"
+    help_ = "boot with cgroup_enable=memory; in a container, have it delegated"
     if situation.scope == "user":
         uid = machine.uid
         folder += f"/user.slice/user-{uid}.slice/user@{uid}.service"
@@ -79,18 +80,14 @@ def controllers(machine: Machine, situation: Situation) -> Iterator[Finding]:
             yield unseen(where, f"{folder} does not exist", f"loginctl enable-linger {situation.runs_as}")
             return
     present = machine.text(f"{folder}/cgroup.controllers").split()
-    users = {
-        name: [case for case in situation.cases if _needs(case, settings)] for name, settings in _CONTROLLERS.items()
-    }
-    missing = [name for name in _CONTROLLERS if name not in present and (users[name] or name in _ALWAYS_WANTED)]
+    missing = [name for name in _CONTROLLERS if name not in present]
+    remedy = help_ or f"systemctl edit user@.service, with [Service] and Delegate={' '.join(_CONTROLLERS)}"
     for name in missing:
-        remedy = help_ or f"systemctl edit user@.service, with [Service] and Delegate={' '.join(_CONTROLLERS)}"
-        value = f"is none of {where} ({' '.join(present) or 'there are none'})"
-        if users[name]:
-            named = ", ".join(case.id for case in users[name])
-            yield problem(f"cgroup controller {name}", f"{value}, so limits of {named} do nothing", remedy)
-        else:
-            yield warning(f"cgroup controller {name}", value, remedy)
+        if limited := [case.id for case in situation.cases if _needs(case, _CONTROLLERS[name])]:
+            value = f"is none of {where}, so limits of {', '.join(limited)} do nothing"
+            yield problem(f"cgroup controller {name}", value, remedy)
+    if wanted := [name for name in missing if name in _ALWAYS_WANTED]:
+        yield warning("cgroup controllers", f"{', '.join(wanted)} missing in {where}: limits do nothing", remedy)
     if not missing:
         yield ok("cgroup controllers", " ".join(present))
 

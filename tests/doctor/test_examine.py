@@ -16,7 +16,6 @@ from llamaswapd.doctor.examine import bounded, examine
 from llamaswapd.doctor.finding import Finding, ok, problem, summary, unseen, warning
 from llamaswapd.doctor.machine import Machine, Unseen
 from llamaswapd.errors import UsageError
-from llamaswapd.systemd.unit import Host
 
 
 def test_a_finding_is_a_line_with_its_remedy() -> None:
@@ -62,22 +61,22 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_every_model_is_looked_at_or_those_that_are_named(folder: Folder, config: Path) -> None:
-    found = list(examine(folder.machine, "system", Host(257, "/"), [config], None))
+    found = list(examine(folder.machine, "private", [config], None))
     assert str(found[0]) == f"ok       {config}: is usable, with 2 models"
     assert {each.thing for each in found if each.level == "problem"} >= {
         "one: program /nowhere/server", "two: program nosuchprogram",
     }  # fmt: skip
-    named = list(examine(folder.machine, "system", Host(257, "/"), [config], None, ["other"]))
+    named = list(examine(folder.machine, "private", [config], None, ["other"]))
     assert not [each for each in named if each.thing.startswith("one:")]
     with pytest.raises(UsageError, match='no model "three" in the configuration; it has: one, two'):
-        list(examine(folder.machine, "system", Host(257, "/"), [config], None, ["three"]))
+        list(examine(folder.machine, "private", [config], None, ["three"]))
 
 
 def test_a_configuration_that_is_wrong_is_a_problem_and_the_machine_is_looked_at_all_the_same(
     folder: Folder, config: Path
 ) -> None:
     config.write_text("models: 5\n")
-    found = list(examine(folder.machine, "system", Host(257, "/"), [config], None))
+    found = list(examine(folder.machine, "private", [config], None))
     assert (found[0].level, found[0].thing) == ("problem", "configuration")
     assert len(found) > 1
 
@@ -85,9 +84,19 @@ def test_a_configuration_that_is_wrong_is_a_problem_and_the_machine_is_looked_at
 def test_secrets_of_the_launchers_are_known_and_not_shown(folder: Folder, config: Path) -> None:
     config.write_text("apiKeys: ['${env.KEY}']\nmodels:\n  one: {cmd: '/x ${PORT}', env: ['KEY=${env.OTHER}']}\n")
     folder.put("/etc/llamaswapd/credentials/OTHER", "s3cret")
-    found = list(examine(folder.machine, "launcher", Host(257, "/"), [config], None))
+    found = list(examine(folder.machine, "launcher", [config], None))
     assert found[0].level == "ok", str(found[0])
     assert "s3cret" not in "".join(map(str, found))
+
+
+def test_a_manager_that_cannot_be_reached_is_a_problem_like_others(
+    folder: Folder, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    found = list(examine(folder.machine, "user", [config], None))
+    assert [each.level for each in found if each.thing == "manager"] == ["problem"]
+    assert [each for each in found if each.thing == "one: program /nowhere/server"]
 
 
 def test_every_check_is_in_a_list() -> None:
@@ -100,7 +109,7 @@ def test_every_check_is_in_a_list() -> None:
 
 
 def test_this_machine_can_be_examined_whatever_it_is(config: Path) -> None:
-    assert list(examine(Machine(), "launcher", Host(257, "/"), [config], None))
+    assert list(examine(Machine(), "launcher", [config], None))
 
 
 def test_the_verb_prints_lines_or_json_and_fails_if_there_is_a_problem(
