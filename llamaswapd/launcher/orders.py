@@ -61,9 +61,7 @@ class Orders:
         self._files = files
         self._config_dir = config_dir
         self._owner = owner
-        self._config: Config | None = None
-        self._is_told = False  # the front half has been told this configuration; else we have read it for a start,
-        self._ports: dict[str, int] = {}  # with these ports
+        self._config = secrets.kept_config()  # what the front half was told, if need be by the launcher before us
         self._watches: dict[str, Watch] = {}  # unit → its latest run, whose environment is kept
         self._keeper = keeper.KeeperUnit(manager, keeper.delegated_orders(), user=delegation.USER)
 
@@ -85,7 +83,8 @@ class Orders:
         least = _least_port(loaded.config)
         if any(port < least for port in ports.values()):
             loaded = await self._read({id_: port for id_, port in ports.items() if port >= least})
-        self._config, self._is_told = loaded.config, True
+        self._secrets.keep_config(loaded.config)
+        self._config = loaded.config
         return wire.to_front(loaded.config), [str(warning) for warning in loaded.warnings]
 
     async def reload(self) -> None:
@@ -162,19 +161,14 @@ class Orders:
         return unit_name(model_id, self._host.instance)
 
     async def _model(self, model_id: str, port: int) -> ModelConfig:
-        """Return a model's definition; read the files for it if it was a launcher before us that told the front half.
-
-        Which ports that one had given to models comes out as they are started.
-        """
-        config = self._config
-        if config is None or not (self._is_told or self._ports.get(model_id, 0) == port):
-            self._ports |= {model_id: port} if port else {}
-            config = self._config = (await self._read(self._ports)).config
-        if port and port < _least_port(config):
-            raise NotStarted(f"port {port} is not one that models may have: startPort is {config.start_port}")
-        if model_id not in config.models:
+        """Return a model's definition as the front half was told it; by the files if nobody knows what that was."""
+        if self._config is None:
+            self._config = (await self._read({model_id: port} if port else {})).config
+        if port and port < _least_port(self._config):
+            raise NotStarted(f"port {port} is not one that models may have: startPort is {self._config.start_port}")
+        if model_id not in self._config.models:
             raise UnknownModel(model_id)
-        return config.models[model_id]
+        return self._config.models[model_id]
 
     async def _watch(self, name: str) -> Watch:
         """Follow a unit, to forget its environment when it is gone."""

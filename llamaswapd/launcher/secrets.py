@@ -2,6 +2,7 @@
 
     env/UNIT    environment of a model, for systemd to read: on the bus every local user could read it
     key         of this boot; see `config.fingerprint`
+    config      the configuration that the front half was told, with everything that it was not told
 
 It outlives the launcher (RuntimeDirectoryPreserve=). systemd reads an environment whenever it runs a command of the
 unit, so also for `cmdStop`, which is why the file stays as long as the unit.
@@ -9,11 +10,15 @@ unit, so also for `cmdStop`, which is why the file stays as long as the unit.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+
+from llamaswapd import __version__
+from llamaswapd.config.schema import Config, Section
 
 KEY_BYTES = 32
 
@@ -25,6 +30,7 @@ class Secrets:
         """Make what is missing. Raises OSError."""
         self.environments = directory / "env"
         self._key = directory / "key"
+        self._config = directory / "config"
         self.environments.mkdir(mode=0o700, exist_ok=True)
 
     def key(self) -> bytes:
@@ -36,6 +42,18 @@ class Secrets:
         key = secrets.token_bytes(KEY_BYTES)
         _write(self._key, key)
         return key
+
+    def keep_config(self, config: Config) -> None:
+        """Keep what a launcher after us should start models by, whatever the files say then."""
+        _write(self._config, json.dumps([__version__, config], default=Section.said).encode())
+
+    def kept_config(self) -> Config | None:
+        """Return what was kept, None if nothing was, or by another version of the program."""
+        with suppress(FileNotFoundError, ValueError):
+            version, config = json.loads(self._config.read_bytes())
+            if version == __version__:
+                return Config(**config)
+        return None
 
     def keep_environment(self, unit: str, text: str) -> None:
         _write(self.environments / unit, text.encode())

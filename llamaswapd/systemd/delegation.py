@@ -162,7 +162,7 @@ def _meant(error: Refused, call: Call, instead_of: Call) -> Exception:
     if error.name in (NOT_STARTED, UNKNOWN_MODEL, CHANGED):
         return NotStarted(error.text)
     if error.name == CONFIG:
-        return _config_error(error)
+        return _config_error(error) if call.member in ("Load", "Reload") else NotStarted(error.text)
     if error.name == FAILED:
         return UnitError(error.text)
     if error.name == _DENIED or error.name in _ABSENT or UNIT in error.text:

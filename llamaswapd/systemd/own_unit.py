@@ -90,7 +90,7 @@ def _own_unit() -> tuple[Scope, str]:
 def unit_in(cgroups: str) -> str:
     """Return the unit of the system's manager that a process is in, from its cgroups, cgroups(7); "" if it is in none.
 
-    The library compares with the cgroup of PID 1, which ProtectProc= hides, and then says that there is no such process.
+    The library compares with the cgroup of PID 1, which ProtectProc= hides, and says that there is no such process.
     """
     entries = (line.split(":", 2) for line in cgroups.splitlines())
     path = max((path for _, controllers, path in entries if controllers in ("", "name=systemd")), key=len, default="")

@@ -31,7 +31,8 @@ READS_PREFIXES_AGAIN = 257  # version of systemd, see `_start_command`
 
 # Names
 
-_NAME_BYTES = 255  # systemd.unit(5), suffix included
+# systemd.unit(5) allows 255, but PrivateTmp= makes a folder of it, with 56 more: systemd-private-BOOT_ID-NAME-XXXXXX.
+_NAME_BYTES = 199  # suffix included
 _CUT = r"\x2d"  # an escaped dash: `_escape` keeps dashes, so that only shortened names hold one
 
 

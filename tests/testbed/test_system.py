@@ -30,3 +30,7 @@ def test_models_are_units_of_the_system(bed: str) -> None:
 
 def test_models_are_locked_up(bed: str) -> None:
     drive("exec", bed, "--", *PYTEST, f"{INSIDE}/tests/testbed/inside_sandbox.py")
+
+
+def test_the_program_in_two_halves_does_what_it_is_to_and_no_more(bed: str) -> None:
+    drive("exec", bed, "--", *PYTEST, f"{INSIDE}/tests/testbed/inside_launcher.py")
