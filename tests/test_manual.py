@@ -17,7 +17,7 @@ from llamaswapd.config.decode import fields_by_key
 from llamaswapd.config.environment import names_in
 from llamaswapd.config.jsonschema import sections_within
 from llamaswapd.config.load import load
-from llamaswapd.config.schema import WITHOUT_EFFECT, CommaSeparated, Config, ModelConfig, Section
+from llamaswapd.config.schema import WITHOUT_EFFECT, CommaSeparated, Config, Container, ModelConfig, Section, Words
 from llamaswapd.systemd.unit import Host, build
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ HEADINGS: dict[type[Section], tuple[str, str]] = {
     Config: ("TOP-LEVEL KEYS", ""),
     ModelConfig: ("MODEL KEYS", ""),
     schema.Compat: ("MODEL KEYS", "compat."),
+    schema.Container: ("CONTAINERS", ""),
     schema.Filters: ("FILTERS", ""),
     schema.Group: ("GROUPS", ""),
     schema.Matrix: ("MATRIX", ""),
@@ -86,6 +87,8 @@ def type_in_words(hint: Any) -> str:
     """Return how the manual calls a field's type."""
     if any(isinstance(mark, CommaSeparated) for mark in getattr(hint, "__metadata__", ())):
         return "text"
+    if any(isinstance(mark, Words) for mark in getattr(hint, "__metadata__", ())):
+        return "text or list"
     if hasattr(hint, "__metadata__"):
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
@@ -155,6 +158,16 @@ def test_every_setting_of_a_unit_has_an_entry() -> None:
     settings = build(model, Host(version=252, directory="/")).settings
     described = entries(part(page("llamaswapd-units.7"), "WHAT A UNIT HOLDS"))
     assert {name for name in described if name.endswith("=")} == {f"{name}=" for name in settings}
+
+
+@pytest.mark.parametrize("client", ["podman", "docker"])
+def test_what_is_different_in_the_unit_of_a_container_has_an_entry(client: str) -> None:
+    program = build(ModelConfig(id="m", cmd="server"), Host(version=252, directory="/")).settings
+    contained = ModelConfig(id="m", **{client: Container(image="i")})
+    settings = build(contained, Host(version=252, directory="/")).settings
+    different = {name for name, values in settings.items() if program.get(name) != values} - {"LogExtraFields"}
+    described = entries(part(page("llamaswapd-units.7"), "CONTAINERS"))
+    assert {name.removesuffix("=") for name in described} >= different
 
 
 # ---- examples ------------------------------------------------------------------------------------------------------
