@@ -77,7 +77,9 @@ def controllers(machine: Machine, situation: Situation) -> Iterator[Finding]:
         folder += f"/user.slice/user-{uid}.slice/user@{uid}.service"
         where, help_ = f"the user manager's (user@{uid}.service)", ""
         if not machine.exists(folder):
-            yield unseen(where, f"{folder} does not exist", f"loginctl enable-linger {situation.runs_as}")
+            yield unseen(
+                "cgroup controllers", f"{folder} does not exist", f"loginctl enable-linger {situation.runs_as}"
+            )
             return
     present = machine.text(f"{folder}/cgroup.controllers").split()
     missing = [name for name in _CONTROLLERS if name not in present]

@@ -191,6 +191,28 @@ def accounts(machine: Machine, case: Case) -> Iterator[Finding]:
             yield problem(f"{case.id}: group {name}", "does not exist, and the unit does not start without it", remedy)
 
 
+# Lists of paths without which a unit does not start (226, 243), and how the path is written in them.
+_NEEDED = {
+    **dict.fromkeys(("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths"), r"\+?(/.*)"),
+    **dict.fromkeys(("BindPaths", "BindReadOnlyPaths"), r"(/[^:]*).*"),
+    "LoadCredential": r"[^:]+:(/.*)",
+    "EnvironmentFile": r"(/.*)",
+}
+
+
+def paths(machine: Machine, case: Case) -> Iterator[Finding]:
+    """Is everything there that the unit's own settings name? With - before it, it may be missing."""
+    for name, pattern in _NEEDED.items():
+        if name not in case.model.systemd:
+            continue
+        ours = case.words_of(name)[:1] if name == "EnvironmentFile" and case.spec.environment_file else []
+        for word in case.words_of(name):
+            match = re.fullmatch(pattern, word)
+            if match and word not in ours and not machine.exists(match[1]):
+                remedy = f"ls -l {shlex.quote(_parent(match[1]))}"
+                yield problem(f"{case.id}: {name}={word}", "does not exist, and the unit does not start", remedy)
+
+
 _IMPLIED = {  # by DynamicUser=, systemd.exec(5): the values that it does not let through
     "ProtectHome": ("no",),
     "ProtectSystem": ("no", "yes", "full"),
@@ -258,4 +280,4 @@ def _container_name(words: Sequence[str]) -> str:
     return "NAME, with --name=NAME in cmd"
 
 
-CHECKS = (accounts, program, files, port, containers, settings)
+CHECKS = (accounts, program, files, paths, port, containers, settings)

@@ -10,7 +10,7 @@ from folders import ALICE, Folder
 from llamaswapd.config.schema import Container
 from llamaswapd.doctor.case import Case
 from llamaswapd.doctor.finding import Finding
-from llamaswapd.doctor.model_checks import accounts, containers, files, port, program, settings
+from llamaswapd.doctor.model_checks import accounts, containers, files, paths, port, program, settings
 
 
 def of(check: Any, folder: Folder, case: Case) -> list[Finding]:
@@ -194,6 +194,22 @@ def test_users_and_groups_that_are_missing_are_to_be_made(folder: Folder) -> Non
     ]
     assert of(program, folder, case) == []
     assert of(accounts, folder, folder.case()) == []
+
+
+def test_what_a_setting_names_must_be_there(folder: Folder) -> None:
+    folder.put("/srv/there")
+    case = folder.case(
+        systemd={
+            "ReadWritePaths": ("/srv/there /srv/data", "-/srv/maybe"),
+            "LoadCredential": ("token:/srv/token", "inherited"),
+            "BindReadOnlyPaths": "/srv/models:/models",
+            "EnvironmentFile": ("/srv/env", "-/srv/maybe"),
+        }
+    )
+    assert [found.thing for found in of(paths, folder, case)] == [
+        "qwen: ReadWritePaths=/srv/data", "qwen: BindReadOnlyPaths=/srv/models:/models",
+        "qwen: LoadCredential=token:/srv/token", "qwen: EnvironmentFile=/srv/env",
+    ]  # fmt: skip
 
 
 def test_settings_that_a_user_made_for_the_model_overrules_are_named(folder: Folder) -> None:

@@ -27,6 +27,9 @@ from inside_daemon import (
 )
 
 from llamaswapd.config.schema import ModelConfig
+from llamaswapd.doctor.access import READ, obstacle
+from llamaswapd.doctor.case import case as case_of
+from llamaswapd.doctor.machine import Machine
 from llamaswapd.systemd import sandbox
 from llamaswapd.systemd.manager import Manager
 from llamaswapd.systemd.unit import Host, build, object_path
@@ -50,6 +53,7 @@ class Model:
         host = Host(
             systemd_version(), "/", "", {"PATH": os.environ["PATH"]}, str, sandbox.packaged(), str(ENVIRONMENTS)
         )
+        self.model = model
         self.spec = build(model, host)
         self.unit = self.spec.name
         self._port = port
@@ -319,6 +323,40 @@ def test_a_model_as_root_is_kept_from_the_daemon_and_from_systemd(as_root: Model
     as_root.is_refused("open('/run/systemd/private')")
     as_root.is_refused("write('/etc/x')")
     assert as_root.can("subprocess.run(['systemctl', 'list-units'], capture_output=True).returncode") != "0"
+
+
+# The doctor
+
+PATHS = (
+    *(MODELS / name for name in ("public.gguf", "private.gguf", "closed.gguf", "link.gguf", "nothing.gguf")),
+    ETC / "config.yaml", ETC / "credentials/one", STATE / "state.json", "/etc/shadow", "/etc/hostname", "/root/x",
+    "/home/alice/model.gguf", "/home/alice/open/model.gguf", "/tmp/model.gguf", "/var/tmp/model.gguf",
+    "/dev/shm/model.gguf", "/run/llamaswapd-launcher/env", "/run/systemd/private", "/proc/meminfo", "/srv/models",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"User": "alice"}, {"User": "root"}, {"User": "alice", "ProtectHome": "yes"},
+                                      {"User": "alice", "InaccessiblePaths": "", "PrivateTmp": "no"}])  # fmt: skip
+def test_the_doctor_foresees_what_a_model_can_read(machine: None, settings: dict[str, str]) -> None:
+    subprocess.run(["useradd", "--create-home", "alice"], check=False)
+    Path("/home/alice/open").mkdir(exist_ok=True)
+    for path in map(Path, ("/home/alice/model.gguf", "/home/alice/open/model.gguf", "/tmp/model.gguf",
+                           "/var/tmp/model.gguf", "/dev/shm/model.gguf", "/root/x")):  # fmt: skip
+        path.write_text("weights")
+    output("chown", "-R", "alice:", "/home/alice")
+    link = MODELS / "link.gguf"
+    link.unlink(missing_ok=True)
+    link.symlink_to("/home/alice/open/model.gguf")
+    for model in running(Model("asked", 6, **settings)):
+        case = case_of(Machine(), model.model, model.spec, "launcher")
+        assert case.who
+        wrong = []
+        for path in map(str, PATHS):
+            foreseen = obstacle(Machine(), path, case.who, READ, case.hidden)
+            look = f"os.listdir({path!r})" if Path(path).is_dir() else f"os.close(os.open({path!r}, os.O_RDONLY))"
+            if model.tell(look).startswith("= ") != (foreseen is None):
+                wrong.append((path, model.tell(look), foreseen))
+        assert not wrong
 
 
 # The whole of it
