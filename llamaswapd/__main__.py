@@ -179,9 +179,10 @@ def doctor(arguments: Sequence[str]) -> int:
     from llamaswapd.doctor.machine import Machine
 
     files, folder = options.config, options.config_dir
-    wanted: Wanted = options.manager or ("auto" if files or folder else "launcher")
-    if wanted == "launcher" and not files and not folder:
+    if not files and not folder:
         files, folder = [PACKAGED[0]], PACKAGED[1] if PACKAGED[1].is_dir() else None
+    is_packaged = {*files, folder} <= {*PACKAGED, None}
+    wanted: Wanted | None = options.manager or ("launcher" if is_packaged else None)
     findings = []
     for finding in examine(Machine(), wanted, files, folder, options.model):
         findings.append(finding)

@@ -18,6 +18,7 @@ from llamaswapd.config.environment import names_in
 from llamaswapd.config.jsonschema import sections_within
 from llamaswapd.config.load import load
 from llamaswapd.config.schema import WITHOUT_EFFECT, CommaSeparated, Config, Container, ModelConfig, Section, Words
+from llamaswapd.systemd.sandbox import defaults
 from llamaswapd.systemd.unit import Host, build
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +159,16 @@ def test_every_setting_of_a_unit_has_an_entry() -> None:
     settings = build(model, Host(version=252, directory="/")).settings
     described = entries(part(page("llamaswapd-units.7"), "WHAT A UNIT HOLDS"))
     assert {name for name in described if name.endswith("=")} == {f"{name}=" for name in settings}
+
+
+def test_every_setting_of_the_sandbox_has_an_entry() -> None:
+    settings = {*defaults({"video"}), "WorkingDirectory", "EnvironmentFile"}
+    named = set(re.findall(r"\*([A-Za-z]+)=\*", part(page("llamaswapd-units.7"), "SANDBOX")))
+    assert not settings - named
+    described = entries(part(page("llamaswapd-units.7"), "SANDBOX"))
+    assert {name for name in described if name.endswith("=")} == {
+        f"{name}=" for name in settings - {"WorkingDirectory"}
+    }
 
 
 @pytest.mark.parametrize("client", ["podman", "docker"])

@@ -33,7 +33,7 @@ AS_ROOT = "run llamaswapd doctor as root"
 
 def examine(
     machine: Machine,
-    wanted: Wanted,
+    wanted: Wanted | None,
     files: Sequence[Path],
     config_dir: Path | None,
     names: Sequence[str] = (),
@@ -41,10 +41,10 @@ def examine(
 ) -> Iterator[Finding]:
     """Yield what is found, as it is found, of the models of these names; of all without one.
 
-    `wanted`: who is to run the models. Raises UsageError for a name that is no model's.
+    `wanted`: who is to run the models; None: who the configuration says. Raises UsageError for a name of no model.
     """
-    scope, host, unreachable = _host(wanted)
-    config, findings, used = _configuration(machine, scope, files, config_dir, environ)
+    config, findings, used = _configuration(machine, wanted == "launcher", files, config_dir, environ)
+    scope, host, unreachable = _host(wanted or config.manager)
     yield from (*findings, *unreachable)
     cases = _cases(machine, scope, host, config, names)
     situation = Situation(scope, [os.path.abspath(file) for file in used], cases, _name(machine))
@@ -68,7 +68,7 @@ def _host(wanted: Wanted) -> tuple[Scope, Host, list[Finding]]:
 
 
 def _configuration(
-    machine: Machine, scope: Scope, files: Sequence[Path], config_dir: Path | None, environ: Mapping[str, str]
+    machine: Machine, is_packaged: bool, files: Sequence[Path], config_dir: Path | None, environ: Mapping[str, str]
 ) -> tuple[Config, list[Finding], list[Path]]:
     """Return the configuration, an empty one if it cannot be had, what is said of it, and its files."""
     used: list[Path] = []
@@ -81,11 +81,11 @@ def _configuration(
                 [unseen(str(file), f"cannot be read by {_name(machine)}", AS_ROOT) for file in closed],
                 used,
             )
-        if scope == "launcher":
+        if is_packaged:
             secrets = _secrets(machine)
             loaded = load(files, config_dir, {}, credentials=secrets, defers=True, checks_store=False)
         else:
-            loaded = load(files, config_dir, environ, checks_store=scope != "system" or machine.uid == 0)
+            loaded = load(files, config_dir, environ)
     except PermissionError as error:
         return Config(), [unseen(str(error.filename), f"cannot be read by {_name(machine)}", AS_ROOT)], used
     except ConfigError as error:
