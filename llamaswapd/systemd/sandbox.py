@@ -116,7 +116,7 @@ def for_model(settings: Settings, model_id: str, program: str, own: Settings) ->
     held["CacheDirectory"] = tuple(quote(name.replace(_OF_MODEL, _folder(model_id))) for name in held["CacheDirectory"])
     if "Type" in own:
         del held["NotifyAccess"]  # one that waits for READY=1 may get it from a child
-    if "User" in own and "DynamicUser" not in own:
+    if own.get("User", ("",))[-1].strip():
         del held["DynamicUser"]  # it would allocate the user of that name, unless it happens to exist
     if "" not in map(str.strip, own.get("CacheDirectory", ())):
         held |= _home(f"{CACHE_ROOT}/{literals(held['CacheDirectory'][0])[0]}")

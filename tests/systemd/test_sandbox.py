@@ -127,6 +127,7 @@ def test_a_model_with_a_user_is_not_given_one_but_stays_locked_up() -> None:
     assert set(DEFAULTS) - set(spec.settings) == {"DynamicUser"}
     assert value_of(spec, "WorkingDirectory") == "/var/cache/llamaswapd/qwen"
     assert value_of(built(User="alice", DynamicUser="yes"), "DynamicUser") is True
+    assert value_of(built(User=("alice", "")), "DynamicUser") is True, "a user that was taken back is none"
 
 
 def test_a_model_that_says_when_it_is_ready_may_have_a_child_say_so() -> None:
