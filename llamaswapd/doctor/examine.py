@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import threading
@@ -23,6 +24,8 @@ from llamaswapd.systemd import connect, program
 from llamaswapd.systemd.connect import NEWEST, dry_host
 from llamaswapd.systemd.manager import choose_scope
 from llamaswapd.systemd.unit import Host, build
+
+log = logging.getLogger(__name__)
 
 Wanted = connect.Wanted | Literal["launcher"]
 
@@ -136,6 +139,10 @@ def bounded(
                 found.put(finding)
         except Unseen as error:
             found.put(unseen(about, f"{error} cannot be looked at by {_name(machine)}", AS_ROOT))
+        except Exception as error:
+            # What has changed under our eyes, or a mistake of ours: the other checks are worth having.
+            log.debug("%s", about, exc_info=True)
+            found.put(unseen(about, f"this check has failed itself: {error!r}", "try again, and report it"))
         finally:
             found.put(None)
 

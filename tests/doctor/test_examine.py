@@ -50,6 +50,14 @@ def test_a_check_that_may_not_look_says_who_may(folder: Folder) -> None:
     assert str(found) == ("unseen   qwen: files: /root/x cannot be looked at by alice; run llamaswapd doctor as root")
 
 
+def test_a_check_that_fails_itself_says_so(folder: Folder) -> None:
+    def check() -> Iterator[Finding]:
+        yield ok("first", "is fine")
+        raise FileNotFoundError(2, "gone")
+
+    assert [each.level for each in bounded(folder.machine, "qwen: files", check)] == ["ok", "unseen"]
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     file = tmp_path / "config.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import os
 import re
 import socket
@@ -40,6 +41,7 @@ ETC, STATE, RUN, MODELS = map(
 )
 ENVIRONMENTS = RUN / "env"
 FIRST_PORT = 5900
+ODD = """ a"b\\c`d$e ${f} %n\n\tg'h # é """
 
 
 class Model:
@@ -49,7 +51,9 @@ class Model:
         port = FIRST_PORT + number
         own = {name: (values,) if isinstance(values, str) else values for name, values in settings.items()}
         cmd = f"/usr/bin/python3 -I {TREE}/tests/models/obedient.py {port}"
-        model = ModelConfig(id=model_id, cmd=cmd, env=(f"SECRET=of {model_id}",), unload_timeout=5, systemd=own)
+        model = ModelConfig(
+            id=model_id, cmd=cmd, env=(f"SECRET=of {model_id}", f"ODD={ODD}"), unload_timeout=5, systemd=own
+        )
         host = Host(
             systemd_version(), "/", "", {"PATH": os.environ["PATH"]}, str, sandbox.packaged(), str(ENVIRONMENTS)
         )
@@ -230,6 +234,10 @@ def test_its_environment_is_clean_and_nobody_reads_it_from_the_bus(model: Model)
     assert "of org/one" not in output("systemctl", "show", model.unit) + output("systemctl", "cat", model.unit)
 
 
+def test_every_character_of_its_environment_arrives(model: Model) -> None:
+    assert model.can("os.environ['ODD']") == repr(ODD)
+
+
 # What it can do
 
 
@@ -357,6 +365,27 @@ def test_the_doctor_foresees_what_a_model_can_read(machine: None, settings: dict
             if model.tell(look).startswith("= ") != (foreseen is None):
                 wrong.append((path, model.tell(look), foreseen))
         assert not wrong
+
+
+def test_what_the_doctor_advises_helps(machine: None, tmp_path: Path) -> None:
+    weights = MODELS / "advised.gguf"
+    weights.write_text("weights")
+    weights.chmod(0o600)
+    config = tmp_path / "config.yaml"
+    program = f"/usr/bin/python3 -I {TREE}/tests/models/obedient.py ${{PORT}}"
+    config.write_text(f"models: {{advised: {{cmd: '{program} --model {weights}'}}}}")
+    ask = ("python3", "-m", "llamaswapd", "doctor", "-json", "-manager", "launcher", "-config", str(config))
+
+    def advice() -> list[str]:
+        done = subprocess.run(ask, capture_output=True, text=True)
+        return [found["remedy"] for found in json.loads(done.stdout) if found["thing"] == f"advised: {weights}"]
+
+    for model in running(Model("advised", 7)):
+        model.is_refused(f"open('{weights}')")
+        [command] = advice()
+        subprocess.run(command, shell=True, check=True)
+        assert advice() == [""]
+        model.can(f"open('{weights}').read()")
 
 
 # The whole of it
