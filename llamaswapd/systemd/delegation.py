@@ -104,8 +104,10 @@ class DelegatingManager(Manager):
         try:
             possible = {id_: port for id_, port in ports.items() if 0 < port <= 65535}
             text, warnings = await self._order("Load", possible)
-        except UnitError as error:
+        except LauncherUnavailable as error:
             raise ManagerUnavailable(str(error)) from error
+        except UnitError as error:
+            raise ManagerUnavailable(f"{error}; see systemctl status {UNIT}") from error
         return text, warnings
 
     async def start_model(self, watch: Watch, model: ModelConfig) -> str:

@@ -189,7 +189,6 @@ def test_a_launcher_that_was_killed_is_there_when_it_is_called(client: Client) -
 
 
 def test_a_reload_brings_new_models_and_changed_credentials(client: Client) -> None:
-    pid = main_pid(client.load("blue"))
     client.load("red")
     MORE.write_text(f'models: {{green: {{cmd: "{SERVER} ${{PORT}}"}}}}')
     (CREDENTIALS / "TOKEN").write_text("another\n")
@@ -197,11 +196,27 @@ def test_a_reload_brings_new_models_and_changed_credentials(client: Client) -> N
     client.load("green")
     client.load("red")
     assert environment_of(main_pid(RED))["IN_CREDENTIAL"] == "another"
-    assert pid
     MORE.unlink()
     (CREDENTIALS / "TOKEN").write_text("hush-in-a-credential\n")
     reload()
     assert client.ask("green")[0] == 404
+
+
+def test_a_restart_brings_changed_credentials(client: Client) -> None:
+    (CREDENTIALS / "TOKEN").write_text("another\n")
+    output("systemctl", "restart", FRONT)
+    client.load("red")
+    assert environment_of(main_pid(RED))["IN_CREDENTIAL"] == "another"
+    (CREDENTIALS / "TOKEN").unlink()
+    assert subprocess.run(["systemctl", "restart", FRONT], capture_output=True).returncode
+    (CREDENTIALS / "TOKEN").write_text("hush-in-a-credential\n")
+    eventually(lambda: client_answers(client), "the daemon has found what was missing")
+    client.load("red")
+    assert environment_of(main_pid(RED))["IN_CREDENTIAL"] == "hush-in-a-credential"
+
+
+def test_a_credential_that_is_none_of_its_business_is_not_given_to_the_front_half() -> None:
+    assert not list(Path("/run/credentials").glob(f"{FRONT}/*"))
 
 
 def test_the_keeper_can_do_no_more_than_the_front_half() -> None:
