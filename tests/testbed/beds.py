@@ -38,10 +38,11 @@ def container(suite: str, *options: str) -> Iterator[str]:
         drive("stop", name, "--now")
 
 
-def run_in_vm(suite: str, *command: str) -> None:
-    """Boot a virtual machine of a Debian release for one command."""
+def run_in_vm(suite: str, *command: str, packages: tuple[str, ...] = ()) -> None:
+    """Boot a virtual machine of a Debian release, with further packages of it, for one command."""
     copies = [word for source in SOURCES for word in ("--copy", f"{source}:{INSIDE}")]
-    drive("vm", "--suite", suite, *copies, "--", *command)
+    debs = [word for package in packages for word in ("--deb", package)]
+    drive("vm", "--suite", suite, *debs, *copies, "--", *command)
 
 
 def drive(*arguments: str) -> None:

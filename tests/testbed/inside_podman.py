@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,14 +31,15 @@ from inside_daemon import (
 )
 
 CONFIG = Path("/etc/llamaswapd-containers.yaml")
-PORT = 8090
+PORT, OTHER_PORT = 8090, 8091
 IMAGE = "llamaswapd-test"
+ARCHIVE = Path("/var/tmp/llamaswapd-test.tar")
 SERVER = f"/usr/bin/python3 -S -E {TREE}/tests/models/server.py"
 VOLUMES = f"[/usr:/usr:ro, /etc:/etc:ro, '{TREE}:{TREE}:ro']"
 
 MODELS = """
 unloadTimeout: 10
-healthCheckTimeout: 20
+healthCheckTimeout: 60
 models:
   red:
     env: [SECRET=only-for-red, GREETING=hello world]
@@ -48,6 +51,12 @@ models:
   deaf:
     unloadTimeout: 2
     {client}: {{image: {image}, args: "{server} ${{PORT}} --deaf --fork", volumes: {volumes}}}
+  hungry:
+    {client}: {{image: {image}, args: "{server} ${{PORT}} --slow-stop 0 --memory 400", volumes: {volumes}}}
+    systemd: {{MemoryMax: 200M, MemorySwapMax: 0}}
+  ann:
+    {client}: {{image: {image}, args: "{server} ${{PORT}} --slow-stop 0", volumes: {volumes}}}
+    systemd: {{User: ann}}
   nowhere:
     {client}: {{image: localhost/there-is-no/such-image, args: "${{PORT}}", pull: never}}
   failing:
@@ -56,24 +65,36 @@ models:
 
 CLIENT = os.environ.get("CONTAINER_CLIENT", "podman")
 IS_PODMAN = CLIENT == "podman"
+STORAGE = Path("/etc/containers/storage.conf")  # what it is by default does not work in every bed
+HAS_LIMITS = "memory" in (cgroup_root() / "cgroup.controllers").read_text()
 PROCESSES = ["conmon", "server.py", f"{CLIENT} run"] if IS_PODMAN else ["containerd-shim", "server.py", "docker run"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if IS_PODMAN and not STORAGE.exists():
+        storage = '[storage]\ndriver = "vfs"\nrunroot = "/run/containers"\ngraphroot = "/var/lib/containers/storage"\n'
+        STORAGE.write_text(storage)
     root = tmp_path_factory.mktemp("image")
     for name in ("usr", "etc", "tmp", "opt"):
         (root / name).mkdir()
     for name in ("bin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
-    output("sh", "-c", f"tar -C {root} -c . | {CLIENT} import - {IMAGE}")
+    output("sh", "-c", f"tar -C {root} -cf {ARCHIVE} . && {CLIENT} import {ARCHIVE} {IMAGE}")
     CONFIG.write_text(MODELS.format(client=CLIENT, image=IMAGE, server=SERVER, volumes=VOLUMES))
 
 
-@pytest.fixture
-def client() -> Iterator[Client]:
+@pytest.fixture(scope="module")
+def daemon(image: None) -> Iterator[Client]:
     with by_hand(CONFIG, PORT, "--instance", "held"):
         yield Client(PORT)
+    nothing_is_left()
+
+
+@pytest.fixture
+def client(daemon: Client) -> Iterator[Client]:
+    yield daemon
+    daemon.unload()
     nothing_is_left()
 
 
@@ -85,7 +106,7 @@ def nothing_is_left() -> None:
 
 def traces() -> list[str]:
     return [
-        *units("llamaswapd-held-model-*"),
+        *units(),
         *containers(),
         *(
             line
@@ -214,13 +235,13 @@ def test_an_image_that_is_not_there_is_named(client: Client) -> None:
 
 
 def test_a_container_outlives_a_killed_daemon_and_is_taken_over_by_the_next() -> None:
-    with by_hand(CONFIG, PORT, "--instance", "held") as daemon:
-        pid = load(Client(PORT), "red")
+    with by_hand(CONFIG, OTHER_PORT, "--instance", "other") as daemon:
+        pid = load(Client(OTHER_PORT), "red")
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
-        assert containers() == ["llamaswapd-held-model-red"]
-    with by_hand(CONFIG, PORT, "--instance", "held"):
-        assert load(Client(PORT), "red") == pid
+        assert containers() == ["llamaswapd-other-model-red"]
+    with by_hand(CONFIG, OTHER_PORT, "--instance", "other"):
+        assert load(Client(OTHER_PORT), "red") == pid
     nothing_is_left()
 
 
@@ -229,3 +250,29 @@ def test_a_container_that_was_left_behind_gives_way(client: Client) -> None:
     output(*argv, IMAGE, "/usr/bin/sleep", "600")
     load(client, "red")
     assert containers() == ["llamaswapd-held-model-red"]
+
+
+@pytest.mark.skipif(not HAS_LIMITS, reason="there is no memory controller")
+def test_one_that_takes_more_memory_than_it_may_is_killed_and_nothing_is_left(client: Client) -> None:
+    load(client, "hungry")
+    status, text = client.get("/upstream/hungry/allocate")
+    assert status == 502
+    assert "killed by SIGKILL" in error_message(text)
+    eventually(lambda: not units("llamaswapd-held-model-*"), "the unit is gone")
+    nothing_is_left()
+
+
+@pytest.mark.skipif(not IS_PODMAN, reason="docker's containers are run by its daemon")
+@pytest.mark.skipif(not shutil.which("newuidmap"), reason="uidmap is not installed")
+def test_a_user_may_run_containers_that_root_does_not_know(client: Client) -> None:
+    output("useradd", "--create-home", "ann")
+    output("loginctl", "enable-linger", "ann")
+    output("systemctl", "start", f"user@{pwd.getpwnam('ann').pw_uid}.service")
+    output("runuser", "--login", "ann", "--command", f"podman import {ARCHIVE} {IMAGE}")
+    pid = load(client, "ann")
+    assert os.stat(f"/proc/{pid}").st_uid == pwd.getpwnam("ann").pw_uid
+    assert show(unit_of("ann"), "ControlGroup")["ControlGroup"] in Path(f"/proc/{pid}/cgroup").read_text()
+    assert containers() == []
+    client.unload("ann")
+    nothing_is_left()
+    assert output("runuser", "--login", "ann", "--command", "podman ps --all --quiet") == ""
