@@ -58,10 +58,10 @@ def test_a_group_may_what_others_may_not(folder: Folder) -> None:
 
 def test_who_overrides_permissions_reads_all_and_executes_what_anybody_may(folder: Folder) -> None:
     root = Identity("root", 9, frozenset(), overrides=True)
-    folder.put("/srv/x", mode=0)
+    path = folder.put("/srv/x", mode=0)
     assert obstacle(folder.machine, "/srv/x", root, READ) is None
     assert obstacle(folder.machine, "/srv/x", root, EXECUTE)
-    folder.put("/srv/x", mode=0o010)
+    path.chmod(0o010)
     assert obstacle(folder.machine, "/srv/x", root, EXECUTE) is None
 
 
