@@ -189,6 +189,19 @@ async def test_a_stop_command_that_hangs_does_not_prolong_the_grace(make: Make) 
     assert (await unit.ended).exit_status == signal.SIGKILL
 
 
+async def test_what_follows_a_units_end_is_run_after_a_sigkill_too(make: Make, tmp_path: Path, fifo: Path) -> None:
+    child = f"(trap '' TERM; echo $$ > {fifo}; exec sleep 600) & trap '' TERM; wait; sleep 600"
+    after = ["/bin/sh", ["/bin/sh", "-c", f"sleep 0.1; echo removed > {tmp_path}/after"], False]
+    unit = make()
+    starting = asyncio.create_task(
+        start(unit, shell(child, KillMode=("s", "mixed"), ExecStopPost=("a(sasb)", [after])))
+    )
+    await said(fifo)
+    await starting
+    await unit.stop(0.2)
+    assert (tmp_path / "after").read_text() == "removed\n"
+
+
 async def test_sendsigkill_no_is_respected(make: Make, fifo: Path, caplog: pytest.LogCaptureFixture) -> None:
     script = f"trap '' TERM; echo ready > {fifo}; read line < {fifo}"
     unit = await start(make(), shell(script, SendSIGKILL=("b", False)))
