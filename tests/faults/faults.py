@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.crowd import Client, Connecting, Streaming, Swapping, Tally, WithoutPause
-from tests.faults.places import Failed, Place, Private, Service, is_gone, output
+from tests.faults.places import Failed, Place, Private, Service, is_gone, output, stands_still
 from tests.faults.stage import (
     CHANGING,
     ECHO,
@@ -294,6 +294,7 @@ async def model_hung(stage: Stage) -> None:
     place = stage.place
     pid = await stage.has_answered("standing")
     os.kill(pid, signal.SIGSTOP)
+    await eventually(stands_still(pid), "every thread of the model stands still")
     waiting = asyncio.create_task(stage.ask("standing"))
     await stage.crowd.everyone_has_had_a_turn()
     (await stage.post("/api/models/unload/standing")).succeeded()

@@ -386,10 +386,24 @@ def is_gone(pid: int) -> Callable[[], Any]:
     return question
 
 
+def stands_still(pid: int) -> Callable[[], Any]:
+    """Ask whether every thread of a process has stopped: a signal takes a moment to reach them all."""
+
+    async def question() -> bool:
+        return all(_state(task / "stat") == "T" for task in Path(f"/proc/{pid}/task").iterdir())
+
+    return question
+
+
 def is_zombie(pid: int) -> bool:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+        return _state(Path(f"/proc/{pid}/stat")) == "Z"
     return True
+
+
+def _state(stat: Path) -> str:
+    """Return the state of a process or thread by one letter, proc_pid_stat(5)."""
+    return stat.read_text().rpartition(") ")[2][:1]
 
 
 def handles(pid: int, number: signal.Signals) -> bool:
