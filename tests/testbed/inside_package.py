@@ -72,6 +72,7 @@ def test_it_runs_as_it_was_installed() -> None:
     assert client.get("/v1/models")[0] == 200
     assert [is_active(f"llamaswapd.{kind}") for kind in ("service", "socket")] == [True, True]
     assert output("systemctl", "is-enabled", "llamaswapd.service", "llamaswapd.socket").split() == ["enabled"] * 2
+    assert show("llamaswapd.service", "NRestarts") == {"NRestarts": "0"}  # the bus let it call the launcher at once
     assert output("systemctl", "list-units", "--failed", "--plain", "--no-legend", "llamaswapd*") == ""
     assert processes_of_it() != []
     listening = output("ss", "-Hltn", "sport", "=", ":8080").splitlines()
