@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 
 from llamaswapd import __version__
@@ -90,7 +90,7 @@ def refuse_files_of_the_launchers(options: argparse.Namespace) -> None:
 
 def check(arguments: Sequence[str]) -> int:
     """Print the verdict on configuration files and every problem; exit status 1 if there is one."""
-    parser = argparse.ArgumentParser("llamaswapd check", allow_abbrev=False, description=check.__doc__)
+    parser = parser_of(check)
     parser.add_argument("file", nargs="*", type=Path)
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
@@ -116,7 +116,7 @@ def check(arguments: Sequence[str]) -> int:
 
 def schema(arguments: Sequence[str]) -> int:
     """Print the JSON schema of configuration files, for editors."""
-    argparse.ArgumentParser("llamaswapd schema", allow_abbrev=False, description=schema.__doc__).parse_args(arguments)
+    parser_of(schema).parse_args(arguments)
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
     return 0
 
@@ -136,7 +136,7 @@ def credentials_in(directory: Path | None) -> dict[str, str]:
 
 def units(arguments: Sequence[str]) -> int:
     """Print the unit that each model would get, in unit-file syntax."""
-    parser = argparse.ArgumentParser("llamaswapd units", allow_abbrev=False, description=units.__doc__)
+    parser = parser_of(units)
     parser.add_argument("model", nargs="*", help="model ids or aliases; none: all")
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
@@ -166,7 +166,7 @@ PACKAGED = Path("/etc/llamaswapd/config.yaml"), Path("/etc/llamaswapd/models.d")
 
 def doctor(arguments: Sequence[str]) -> int:
     """Look for what keeps models from running here, and name the remedy; exit status 1 if there is a problem."""
-    parser = argparse.ArgumentParser("llamaswapd doctor", allow_abbrev=False, description=doctor.__doc__)
+    parser = parser_of(doctor)
     parser.add_argument("model", nargs="*", help="model ids or aliases; none: all")
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
@@ -194,7 +194,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def private(arguments: Sequence[str]) -> int:
     """Run a command, such as `systemctl --user`, inside the private manager of a running daemon."""
-    parser = argparse.ArgumentParser("llamaswapd private", allow_abbrev=False, description=private.__doc__)
+    parser = parser_of(private)
     parser.add_argument("-instance", "--instance", default="")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
     options = parser.parse_args(arguments)
@@ -212,7 +212,7 @@ def private(arguments: Sequence[str]) -> int:
 
 def launcher(arguments: Sequence[str]) -> int:
     """Start units for a daemon that may not, by way of the system's bus; as root, from llamaswapd-launcher.service."""
-    parser = argparse.ArgumentParser("llamaswapd launcher", allow_abbrev=False, description=launcher.__doc__)
+    parser = parser_of(launcher)
     parser.add_argument("-config", "--config", type=Path, action="append", default=[])
     parser.add_argument("-config-dir", "--config-dir", type=Path)
     options = parser.parse_args(arguments)
@@ -222,6 +222,14 @@ def launcher(arguments: Sequence[str]) -> int:
     from llamaswapd.launcher.service import run
 
     return asyncio.run(run(options.config, options.config_dir))
+
+
+def parser_of(verb: Callable[..., int]) -> argparse.ArgumentParser:
+    """Return a parser for a verb's flags, which has none but `-help` so far."""
+    name = f"llamaswapd {verb.__name__}"
+    parser = argparse.ArgumentParser(name, allow_abbrev=False, add_help=False, description=verb.__doc__)
+    parser.add_argument("-h", "-help", "--help", action="help", help="print this text and exit")
+    return parser
 
 
 VERBS = {"check": check, "schema": schema, "units": units, "doctor": doctor, "private": private, "launcher": launcher}
