@@ -74,6 +74,8 @@ class Bus:
     """A connection. `received` gets its signals: member, path, body; `asked` its method calls, and says which it takes.
 
     What it does not take the library answers: by org.freedesktop.DBus.Peer, or with the error that nobody has it.
+    Signals are the bus's own, and those of whom one has said that they are to be heard: to the system's bus every local
+    user can connect, and send anybody a signal that says anything.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Bus:
         self._library = library
         self._received = received
         self._asked = asked
+        self._heard = {BUS}  # names of connections
         self._heeding: dict[int, tuple[Call, Callable[[Answer], None]]] = {}  # by the serial of the call
         self.lost = asyncio.create_task(self._end(), name="end of a connection to the bus")  # returns what ended it
         library.add_message_handler(self._take)
@@ -108,6 +111,10 @@ class Bus:
     @property
     def is_connected(self) -> bool:
         return bool(self._library.connected)
+
+    def hear(self, sender: str) -> None:
+        """Pass on the signals of a connection, too; `sender` is its unique name."""
+        self._heard.add(sender)
 
     def hang_up(self) -> None:
         """End it; whoever waits for an answer gets BusLost."""
@@ -172,7 +179,8 @@ class Bus:
         if message.message_type is dbus.MessageType.METHOD_CALL:
             return self._asked(_asked(message))
         if message.message_type is dbus.MessageType.SIGNAL:
-            self._received(message.member, message.path, message.body)
+            if message.sender in self._heard:
+                self._received(message.member, message.path, message.body)
         elif message.reply_serial in self._heeding:
             call, heed = self._heeding.pop(message.reply_serial)
             heed(_answer(call, message))

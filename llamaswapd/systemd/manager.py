@@ -367,12 +367,13 @@ class Manager:
         deadline = asyncio.get_running_loop().time() + (JOIN_TIMEOUT_S if self.scope == "user" else 0.0)
         while True:
             try:
-                await bus.call(_bus_call("GetNameOwner", _SYSTEMD))
+                (owner,) = await bus.call(_bus_call("GetNameOwner", _SYSTEMD))
             except Refused as error:
                 if error.name != NO_OWNER or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.01)
             else:
+                bus.hear(owner)
                 return
 
     async def _job(self, watch: Watch, kind: JobKind, member: str, signature: str, *body: object) -> str:

@@ -93,8 +93,15 @@ class StandIn:
         self._address = address
         self._bus: MessageBus
 
-    async def join(self) -> None:
+    async def connect(self) -> None:
         self._bus = await MessageBus(bus_address=self._address).connect()
+
+    async def request_nothing(self) -> None:
+        """Return when the bus has taken what we have sent."""
+        await self._bus.release_name("org.example.Nothing")
+
+    async def join(self) -> None:
+        await self.connect()
         self._bus.add_message_handler(self.received)
         await self._bus.request_name("org.freedesktop.systemd1")
 
@@ -136,11 +143,12 @@ class StandIn:
             self.signal(*signal)
         return dbus.Message.new_method_return(message, "o", [JOB])
 
-    def signal(self, member: str, signature: str, body: list[Any]) -> None:
+    def signal(self, member: str, signature: str, body: list[Any], to: str | None = None) -> None:
         of_unit = member == "PropertiesChanged"
         self._bus.send(
             dbus.Message(
                 message_type=dbus.MessageType.SIGNAL,
+                destination=to,
                 path=PATH if of_unit else "/org/freedesktop/systemd1",
                 interface="org.freedesktop.DBus.Properties" if of_unit else "org.freedesktop.systemd1.Manager",
                 member=member,
@@ -234,6 +242,25 @@ async def test_the_removal_of_a_stand_in_unit_is_not_the_end_of_ours(manager: Ma
     assert not seen.gone.done()
     systemd.signal(*UNIT_REMOVED)
     await asyncio.shield(seen.gone)
+
+
+async def test_signals_of_others_are_not_heard(bus: Bus, manager: Manager, systemd: StandIn) -> None:
+    """The system's bus hands on whatever signal a local user sends to a connection."""
+    lost: list[str] = []
+    manager.on_connection = lost.append
+    systemd.properties = unit()
+    ours = await watch(manager)
+    await manager.look(ours)
+    mallory = StandIn(bus.address)
+    await mallory.connect()
+    for number in range(10):
+        mallory.signal(*UNIT_REMOVED, to=f":1.{number}")
+        mallory.signal("UnitRemoved", "", [], to=f":1.{number}")
+        mallory.signal("NameOwnerChanged", "sss", ["org.freedesktop.systemd1", ":1.0", ""], to=f":1.{number}")
+    await mallory.request_nothing()
+    assert await manager.look(ours)
+    assert (ours.gone.done(), lost) == (False, [])
+    await mallory.leave()
 
 
 async def test_text_that_is_not_ascii_arrives_as_it_is(manager: Manager, systemd: StandIn) -> None:
