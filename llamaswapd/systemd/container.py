@@ -61,6 +61,6 @@ def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Setti
     return {
         **ends,
         "ExecStartPre": (remove,),
-        "ExecStop": (f"-{docker} stop --time={grace_s} {called}",),
+        "ExecStop": (f"-{docker} stop -t {grace_s} {called}",),
         "ExecStopPost": (remove,),
     }

@@ -55,7 +55,7 @@ def test_podmans_container_is_stopped_by_name_and_removed_however_the_unit_ends(
 def test_so_is_dockers_which_is_in_no_cgroup_of_the_unit() -> None:
     settings = spec("docker").settings
     remove = f'-/usr/bin/sh -c "exec \\"$$0\\" \\"$$@\\" >/dev/null 2>&1" /usr/bin/docker rm --force {CALLED}'
-    assert settings["ExecStop"] == (f"-/usr/bin/docker stop --time=7 {CALLED}",)
+    assert settings["ExecStop"] == (f"-/usr/bin/docker stop -t 7 {CALLED}",)
     assert settings["ExecStartPre"] == settings["ExecStopPost"] == (remove,)
     assert "Delegate" not in settings
 

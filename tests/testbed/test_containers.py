@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from beds import INSIDE, NEEDS_ROOT, PYTEST, container, drive, run_in_vm
 
-pytestmark = [pytest.mark.testbed, pytest.mark.timeout(240), NEEDS_ROOT]
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(400), NEEDS_ROOT]
 
 PACKAGES = {"podman": ("podman", "crun", "nftables", "uidmap"), "docker": ("docker.io", "docker-cli", "iptables")}
 
