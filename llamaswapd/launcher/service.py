@@ -145,7 +145,8 @@ class Service:
 
     def _refuse(self, asked: Asked, name: str, signature: str, body: Sequence[object]) -> None:
         # One that is gone already is how most stops end.
-        log.log(logging.DEBUG if name == NO_SUCH_UNIT else logging.WARNING, "%s: refused: %s", order(asked), body[0])
+        level = logging.DEBUG if name == NO_SUCH_UNIT else logging.WARNING
+        log.log(level, "%s: refused: %s", order(asked), body[0] if name == delegation.CONFIG else one_line(body[0]))
         self._bus.refuse(asked, name, signature, body)
 
     async def _may_call(self, sender: str) -> bool:
@@ -170,6 +171,14 @@ class Service:
 def order(asked: Asked) -> str:
     """Return a call as one line of the log, whatever somebody has put into it."""
     return f"{asked.member}({', '.join(map(repr, asked.body)):.300})"
+
+
+def one_line(text: object) -> str:
+    """Return a text, which may repeat what a caller has said, as one line without control characters.
+
+    At the begin of a line of the log `<0>` would have journald show it on every terminal; sd-daemon(3).
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text)[:1000])
 
 
 def told(error: Error) -> tuple[str, str, list[object]]:
