@@ -21,7 +21,7 @@ from llamaswapd.launcher.secrets import Secrets
 from llamaswapd.systemd import delegation, keeper, program
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
-from llamaswapd.systemd.unit import Host, build, object_path, pattern, unit_name, unusable_environment
+from llamaswapd.systemd.unit import Host, UnitSpec, build, object_path, pattern, unit_name, unusable_environment
 from llamaswapd.systemd.watched import Watch
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Orders:
         self._owner = owner
         self._config = secrets.kept_config()  # what the front half was told, if need be by the launcher before us
         self._watches: dict[str, Watch] = {}  # unit → its latest run, whose environment is kept
+        self._starting = asyncio.Lock()
         self._keeper = keeper.KeeperUnit(manager, keeper.delegated_orders(), user=delegation.USER)
 
     async def take_over(self) -> None:
@@ -123,13 +124,22 @@ class Orders:
         await asyncio.to_thread(
             program.check, split(model.cmd), self._host.directory, model.systemd, is_for_others=True
         )
+        async with self._starting:
+            return await self._start(spec)
+
+    async def _start(self, spec: UnitSpec) -> str:
+        before = self._watches.get(spec.name)
         watch = await self._watch(spec.name)
         self._secrets.keep_environment(spec.name, spec.environment_file)
         try:
             return await self._manager.order_start(spec.name, spec.properties)
         except Refused as error:
-            # One that is there goes on with the environment, if only to be stopped.
             if error.name != UNIT_EXISTS:
+                watch.set_gone()
+            elif before is not None and not before.gone.done():
+                # One that is there goes on with the environment, if only to be stopped. It is followed already, and the
+                # bus lets nobody follow very much.
+                self._watches[spec.name] = before
                 watch.set_gone()
             raise
 
