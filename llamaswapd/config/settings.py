@@ -288,6 +288,8 @@ _REASONS = {  # why fewer values are taken than systemd knows
     "Type": "the daemon must know the main process",
     "KillMode": "a stopped model leaves no process behind",
 }
+# What is behind the sign may be a secret, which the half of the program that repeats our words must not come to know.
+_NAME_ENDS_WITH = {"Environment": "=", "SetCredential": ":", "SetCredentialEncrypted": ":"}
 
 
 def check(name: str, values: Sequence[str]) -> list[str]:
@@ -297,10 +299,18 @@ def check(name: str, values: Sequence[str]) -> list[str]:
     setting = SETTINGS[name]
     reason = f"; {_REASONS[name]}" if name in _REASONS else ""
     return [
-        f'"{value}" is not {setting.kind.takes}{reason}{why}'
+        f'"{_shown(name, value)}" is not {setting.kind.takes}{reason}{why}'
         for value in values
         for why in _objections(setting.kind, value.strip())
     ]
+
+
+def _shown(name: str, value: str) -> str:
+    sign = _NAME_ENDS_WITH.get(name)
+    if sign is None:
+        return value
+    shown, found, _ = value.partition(sign)
+    return f"{shown if found else ''}{found}***"
 
 
 def _refusal(name: str) -> str:

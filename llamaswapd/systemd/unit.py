@@ -246,8 +246,11 @@ def _own_environment(model: ModelConfig) -> list[str]:
 
 
 def unusable_environment(model: ModelConfig) -> list[str]:
-    """Return the names of the model's `env` entries that systemd takes into no environment; they are left out."""
-    return [entry.partition("=")[0] for entry in model.env if not is_assignment(entry)]
+    """Return the names of the model's `env` entries that systemd takes into no environment; they are left out.
+
+    One without a name is `***`: it may be a secret.
+    """
+    return [entry.partition("=")[0] if "=" in entry else "***" for entry in model.env if not is_assignment(entry)]
 
 
 def _merged(assignments: Iterable[str]) -> tuple[str, ...]:

@@ -547,6 +547,12 @@ def test_every_bad_value_is_reported() -> None:
     assert len(check("After", ["a", "b.service", "c"])) == 2
 
 
+@pytest.mark.parametrize("value", ["hush", "A=%hush", '"A=hush', "A=\\qhush", "A=hush\nB=hush", "token=hush"])
+@pytest.mark.parametrize("name", ["Environment", "SetCredential", "SetCredentialEncrypted"])
+def test_a_value_that_may_be_a_secret_is_not_told(name: str, value: str) -> None:
+    assert [problem for problem in check(name, [value]) if "hush" in problem] == []
+
+
 def test_settings_newer_than_debian_12_say_since_when() -> None:
     assert minimum_version("MemoryMax") == 0
     assert minimum_version("RestartSteps") == 254
