@@ -118,6 +118,7 @@ class TestUsers:
             {"DynamicUser": ("no",), "User": ("alice",)},
             {"User": ("root",)},
             {"User": ("alice", "0")},
+            {"User": ("",)},
         ],
     )
     def test_a_model_is_nobody_who_matters_or_root_by_the_files_words(self, settings: dict[str, Any]) -> None:
@@ -129,7 +130,6 @@ class TestUsers:
             {"DynamicUser": ("no",)},
             {"DynamicUser": ("FALSE",)},
             {"DynamicUser": ("off",), "User": ("root", "")},
-            {"User": ("",)},
         ],
     )
     def test_a_model_that_would_be_root_without_a_word_is_refused(self, settings: dict[str, Any]) -> None:
