@@ -11,6 +11,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,12 @@ def test_why_a_model_does_not_start_is_said_as_ever(client: Client) -> None:
     status, text = client.ask("failing")
     assert "exited prematurely: exit status 7" in error_message(text)
     assert "giving up" in error_message(text)
+
+
+def test_a_port_that_somebody_has_is_noticed(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 5801)):  # "nowhere" has none, and comes behind "failing"
+        texts = [client.ask(model)[1] for model in ("red", "blue", "failing")]
+    assert any("port 5801 of proxy" in text and "is taken by a process of user root" in text for text in texts), texts
 
 
 def test_a_model_whose_name_is_too_long_for_its_unit_is_stopped_by_the_next_daemon(client: Client) -> None:
