@@ -1,7 +1,7 @@
 """Who listens on a local TCP port, as far as the kernel shows it to us.
 
 A socket is known by its inode: sock_diag(7) or /proc/net/tcp map ports to inodes, /proc/PID/fd inodes to processes;
-proc(5).
+proc(5). Where processes are hidden from us, sock_diag still tells in which cgroup a socket was made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length with this header, type, f
 _ERROR = struct.Struct("=i")  # errno, negative; 0 for none
 _ASKED = struct.Struct("=BBBxI2s46x")  # inet_diag_req_v2: family, protocol, extensions, states (bits); source port
 _FOUND = struct.Struct("=4x4x16s16x12x12xII")  # inet_diag_msg: source address; uid, inode
+_ATTRIBUTE = struct.Struct("=HH")  # rtattr: length with this header, type
+INET_DIAG_CGROUP_ID = 21  # u64, since Linux 5.7
 
 # A container client's server runs in a cgroup of the container runtime, not in that of the client's unit.
 CONTAINER_CLIENTS = {"docker", "nerdctl", "podman"}
@@ -39,10 +41,13 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening socket: its inode, and the user who made it."""
+    """A listening socket: its inode, the user who made it, and the cgroup it was made in."""
 
     inode: str
     uid: int
+    cgroup: int = field(
+        default=0, compare=False
+    )  # inode of its folder in the unified hierarchy, cgroups(7); 0 where it is not told
 
 
 def listeners(port: int) -> list[Listener]:
@@ -65,13 +70,23 @@ def stranger(port: int, cgroup: Path, program: str) -> str | None:
     inodes = {listener.inode for listener in found}
     try:
         own = _pids(cgroup)
-        if not any(os.path.exists(f"/proc/{pid}") for pid in own):  # ProtectProc= hides them, or they have ended
-            return None
-        if any(inodes & _sockets(pid) for pid in own):
-            return None
+        if any(os.path.exists(f"/proc/{pid}") for pid in own):
+            return None if any(inodes & _sockets(pid) for pid in own) else holder(found, program)
     except PermissionError:
-        return None
-    return holder(found, program)
+        pass
+    # ProtectProc= hides them, or they have ended.
+    is_others = _is_from_elsewhere(found, cgroup) and os.path.basename(program) not in CONTAINER_CLIENTS
+    return holder(found, program) if is_others else None
+
+
+def _is_from_elsewhere(found: Iterable[Listener], cgroup: Path) -> bool:
+    """Whether surely none of these sockets was made in the cgroup or below it."""
+    if not (
+        cgroup / "cgroup.controllers"
+    ).exists():  # it has gone, or is of the old hierarchy, in which sockets are not
+        return False
+    own = {os.stat(folder).st_ino for folder, _, _ in os.walk(cgroup)}
+    return all(listener.cgroup and listener.cgroup not in own for listener in found)
 
 
 def holder(found: Iterable[Listener], program: str = "") -> str | None:
@@ -173,7 +188,8 @@ def _ask(port: int, family: socket.AddressFamily) -> Iterator[tuple[Address, Lis
                         raise OSError(error, os.strerror(error))
                     return
                 source, uid, inode = _FOUND.unpack_from(content)
-                yield ip_address(source[:4] if family is socket.AF_INET else source), Listener(str(inode), uid)
+                made_by = Listener(str(inode), uid, _cgroup_id(content[_FOUND.size :]))
+                yield ip_address(source[:4] if family is socket.AF_INET else source), made_by
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -183,6 +199,21 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         size, kind, *_ = _MESSAGE.unpack_from(data, at)
         yield kind, data[at + _MESSAGE.size : at + size]
         at += (size + 3) & ~3
+
+
+def _cgroup_id(attributes: bytes) -> int:
+    """Return the inode of the cgroup among a socket's attributes, 0 if it is not there.
+
+    Where inode numbers have 32 bits, the upper half counts how often one has been used.
+    """
+    at = 0
+    while at + _ATTRIBUTE.size <= len(attributes):
+        size, kind = _ATTRIBUTE.unpack_from(attributes, at)
+        if kind == INET_DIAG_CGROUP_ID:
+            id_ = int.from_bytes(attributes[at + _ATTRIBUTE.size : at + size], sys.byteorder)
+            return id_ if sys.maxsize > 2**32 else id_ & 0xFFFFFFFF
+        at += max((size + 3) & ~3, _ATTRIBUTE.size)
+    return 0
 
 
 def _look_up(port: int) -> Iterator[tuple[Address, Listener]]:

@@ -100,6 +100,48 @@ def test_a_unit_whose_processes_cannot_be_listed_is_given_the_benefit_of_the_dou
     assert listeners.stranger(stranger[1], tmp_path / "gone", PROGRAM) is None
 
 
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ProtectProc=invisible: of a unit's processes nothing can be seen."""
+    monkeypatch.setattr(listeners, "_pids", lambda cgroup: [])
+
+
+def our_cgroup() -> Path:
+    """Return the folder of the cgroup that our sockets are made in."""
+    path = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"), None)
+    root = next(Path(root) for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") if Path(root).is_dir())
+    if path is None or not (root / path.lstrip("/") / "cgroup.controllers").exists():
+        pytest.skip("the unified hierarchy of cgroups is not mounted")
+    return root / path.lstrip("/")
+
+
+@pytest.mark.usefixtures("hidden")
+@pytest.mark.parametrize("program", [PROGRAM, "/usr/bin/docker"])
+def test_a_socket_that_was_made_in_another_cgroup_is_a_strangers(own_port: int, tmp_path: Path, program: str) -> None:
+    our_cgroup()
+    assert listeners.stranger(own_port, tmp_path, program) is None  # no cgroup
+    (tmp_path / "cgroup.controllers").touch()
+    said = listeners.stranger(own_port, tmp_path, program)
+    assert (said is not None) == (program == PROGRAM)  # a container's server is not in its client's cgroup
+
+
+@pytest.mark.usefixtures("hidden")
+def test_a_socket_that_was_made_in_the_units_cgroup_or_below_it_is_no_strangers(own_port: int) -> None:
+    ours = our_cgroup()
+    assert listeners.stranger(own_port, ours, PROGRAM) is None
+    if (ours.parent / "cgroup.controllers").exists():
+        assert listeners.stranger(own_port, ours.parent, PROGRAM) is None
+
+
+@pytest.mark.usefixtures("hidden")
+def test_without_netlink_the_doubt_is_to_the_benefit(
+    own_port: int, tmp_path: Path, no_netlink: Callable[[], None]
+) -> None:
+    (tmp_path / "cgroup.controllers").touch()
+    no_netlink()
+    assert listeners.stranger(own_port, tmp_path, PROGRAM) is None
+
+
 @contextmanager
 def listening_on(address: str, *, dual: bool = True) -> Iterator[int]:
     """Listen on an address; yields the port."""
