@@ -23,6 +23,7 @@ complete -c llamaswapd -n "$plain" -o tls-key-file -rF -d 'Key of the certificat
 complete -c llamaswapd -n "$plain" -o watch-config -d 'Reload when a configuration file changes'
 complete -c llamaswapd -n "$plain" -o version -d 'Print the version'
 complete -c llamaswapd -o help -d 'Print the flags'
+complete -c llamaswapd -n '__fish_seen_subcommand_from check units' -o credentials -xa '(__fish_complete_directories)' -d 'Directory of a file for each credential'
 complete -c llamaswapd -n '__fish_seen_subcommand_from check' -o strict -d 'Take unknown keys for problems'
 complete -c llamaswapd -n '__fish_seen_subcommand_from doctor' -o json -d 'Print a list of objects'
 complete -c llamaswapd -n '__fish_seen_subcommand_from check' -F
