@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -252,6 +253,35 @@ class TestTheNextLauncher:
         await watch.gone
         await manager.list_units(UNIT)  # the launcher has heard of it by now, too
         assert environments(tmp_path) == []
+
+
+class Slow:
+    """A manager that tells late that units are gone."""
+
+    version = 257
+
+    def __init__(self) -> None:
+        self.watches: list[Watch] = []
+
+    async def watch(self, unit: str, path: str, changed: Callable[[dict[str, Any]], None]) -> Watch:
+        self.watches.append(Watch(unit, path, changed))
+        return self.watches[-1]
+
+    async def order_start(self, unit: str, properties: object) -> str:
+        return "/org/freedesktop/systemd1/job/1"
+
+
+async def test_the_end_of_a_run_takes_no_environment_from_the_next(make: Make, file: Path, tmp_path: Path) -> None:
+    write(file, a={})
+    orders, slow = make(), Slow()
+    config = await loaded(orders)
+    orders._manager = cast(Manager, slow)
+    for _ in range(2):
+        await start(orders, config)
+    for watch, left in zip(slow.watches, ([UNIT], []), strict=True):
+        watch.set_gone()
+        await asyncio.sleep(0)
+        assert environments(tmp_path) == left
 
 
 class TestOtherOrders:
