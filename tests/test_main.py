@@ -80,3 +80,24 @@ def test_units_are_printed_without_the_values_of_credentials(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert main(arguments) == 0
     assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("-config f", "-config cannot be used with -manager launcher, as the launcher reads the files"),
+        ("-config-dir d", "-config-dir cannot be used with -manager launcher"),
+        ("-watch-config", "systemctl edit llamaswapd-launcher.service"),
+        ("-instance other", "-instance cannot be used with -manager launcher"),
+    ],
+)
+def test_what_is_the_launchers_is_refused_with_it(
+    flags: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-manager", "launcher", *flags.split()]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_launcher_wants_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launcher"]) == 1
+    assert "at least one of -config or -config-dir must be provided" in capsys.readouterr().err
