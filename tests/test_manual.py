@@ -324,12 +324,14 @@ KINDS = {"yaml", "sh", "unit", "unit of the example above", "output"}
 FENCED = re.compile(r"(?:^; ([^\n]*)\n)?^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def fenced(file: Path, kind: str) -> list[str]:
-    return [text for mark, text in FENCED.findall(file.read_text()) if mark == kind]
+def fenced(file: Path, *kinds: str) -> list[str]:
+    """Return the examples of a page as they are shown: in scdoc a backslash takes another before it."""
+    return [text.replace("\\\\", "\\") for mark, text in FENCED.findall(file.read_text()) if mark in kinds]
 
 
 def examples() -> list[tuple[Path, str]]:
-    return [(file, text) for file in [README, *PAGES] for text in MARKED[file.suffix].findall(file.read_text())]
+    of_readme = [(README, text) for text in MARKED[".md"].findall(README.read_text())]
+    return of_readme + [(file, text) for file in PAGES for text in fenced(file, "yaml")]
 
 
 @pytest.mark.parametrize(("file", "text"), [pytest.param(*found, id=found[0].name) for found in examples()])
@@ -448,6 +450,17 @@ def test_nobody_has_anything_to_say_of_a_page(source: Path, command: list[str]) 
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(command, input=built(source), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("source", PAGES, ids=lambda source: source.name)
+def test_every_example_is_shown_as_it_is_written(source: Path) -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    command = ["groff", "-man", "-Tutf8", "-rLL=150n", "-P-bcu"]
+    done = subprocess.run(command, input=built(source), capture_output=True, text=True, check=True)
+    shown = "\n".join(line.strip() for line in done.stdout.splitlines())
+    for text in fenced(source, *KINDS):
+        assert "\n".join(line.strip() for line in text.splitlines()) in shown, text
 
 
 def test_every_reference_between_pages_leads_somewhere() -> None:
