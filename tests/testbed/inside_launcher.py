@@ -79,6 +79,7 @@ def installed() -> Iterator[None]:
     ):
         for path in TREE.glob(source):
             shutil.copy(path, target)
+    Path("/run/systemd/system", FRONT).unlink(missing_ok=True)  # of other checks
     output("systemd-sysusers")
     output("systemd-tmpfiles", "--create", "llamaswapd.conf")
     output("systemctl", "daemon-reload")
