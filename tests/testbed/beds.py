@@ -23,6 +23,12 @@ PYTEST = (
     "-c", f"{INSIDE}/tests/testbed/inside.ini", f"--rootdir={INSIDE}",
 )  # fmt: skip
 
+# For a package that was installed: nothing of the tree can be imported but the tests.
+INSTALLED = (
+    "python3", "-m", "pytest", "--quiet", "--tb=short", "-p", "no:cacheprovider",
+    "-c", f"{INSIDE}/tests/testbed/inside.ini", f"--rootdir={INSIDE}", f"--confcutdir={INSIDE}/tests/testbed",
+)  # fmt: skip
+
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="booting a bed takes root")
 
 
