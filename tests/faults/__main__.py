@@ -77,7 +77,7 @@ async def here(options: argparse.Namespace) -> int:
     kind, _, name = options.here.partition(":")
     place = place_of(kind, name)
     try:
-        for fault in chosen(kind, place.mark, options):
+        for fault in chosen(kind, place.works, options):
             print(f"=== {fault.name}, {place.name}", flush=True)
             row = await Stage(fault, place, options.seed).play(runs(fault, options.runs))
             print(f"{RESULT}{json.dumps(row.as_json())}", flush=True)
@@ -93,9 +93,9 @@ def place_of(kind: str, name: str) -> Place:
     return UserService(name) if kind == USER else Service(name)
 
 
-def chosen(kind: str, mark: str, options: argparse.Namespace) -> list[Fault]:
+def chosen(kind: str, works: Path, options: argparse.Namespace) -> list[Fault]:
     stream_s = 60 if options.runs >= FULL else 8
-    return [each for each in faults(mark, stream_s) if kind in each.where and re.search(options.only, each.name)]
+    return [each for each in faults(works, stream_s) if kind in each.where and re.search(options.only, each.name)]
 
 
 def runs(fault: Fault, wanted: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "tests" / "testbed" / "testbed"
-SOURCES = (ROOT / "llamaswapd", ROOT / "tests", ROOT / "units")
+SOURCES = (ROOT / "llamaswapd", ROOT / "tests", ROOT / "units", ROOT / "packaging")
 INSIDE = "/opt/llamaswapd"
 ENVIRONMENT = {"PYTHONPATH": INSIDE, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 SUITES = ("bookworm", "trixie")

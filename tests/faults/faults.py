@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tests.faults.stage import (
     all_kinds,
     steady_ones,
 )
-from tests.faults.wire import CUT, UNHEARD, Answer, eventually
+from tests.faults.wire import CUT, UNHEARD, Answer, Broken, eventually
 
 PRIVATE, SYSTEM, USER, VM = "private", "system", "user", "vm"
 
@@ -37,6 +38,7 @@ WITH_THE_MODEL = ("status 500", "status 502", CUT)
 TTL_S = 3
 TTL_GRACE_S = 5.0  # a model whose daemon is gone for good may be so much later
 WATCHDOG_S = 2
+A_START_S = 0.5  # what a reload or a start takes, about
 
 
 # ---- the daemon
@@ -73,7 +75,55 @@ async def blocked(stage: Stage) -> None:
         await eventually(is_gone(pid), f"the watchdog has ended the daemon {pid}", 3 * WATCHDOG_S + 10)
 
 
-async def gone_for_good(stage: Stage) -> None:
+# ---- its other half
+
+
+async def launcher_killed(stage: Stage) -> None:
+    """Nobody notices: whoever needs it starts it."""
+    place = service(stage)
+    async with in_the_middle(stage) as work:
+        await place.kill_launcher()
+        await work
+
+
+async def both_killed(stage: Stage) -> None:
+    place = service(stage)
+    with stage.excused(*WITH_THE_DAEMON):
+        async with in_the_middle(stage) as work:
+            await asyncio.gather(place.kill(), place.kill_launcher())
+            with suppress(Broken, Failed):
+                await work
+
+
+def service(stage: Stage) -> Service:
+    assert isinstance(stage.place, Service)
+    return stage.place
+
+
+@asynccontextmanager
+async def in_the_middle(stage: Stage) -> AsyncIterator[asyncio.Task[None]]:
+    """Yield a start, a reload, or nothing but what the crowd does, in turn, at a random moment of it."""
+
+    async def load() -> None:
+        (await stage.post("/api/models/load/starting")).succeeded()
+
+    async def nothing() -> None:
+        pass
+
+    work = asyncio.create_task((nothing, load, stage.place.reload)[stage.row.runs % 3]())
+    await asyncio.sleep(stage.rng.random() * A_START_S)
+    yield work
+    await stage.place.answers()
+    await stage.has_answered("starting")
+    (await stage.post("/api/models/unload/starting")).succeeded()
+    units = await stage.place.units()
+    assert stage.place.unit("starting") not in units, f"a model that was unloaded is still there: {units}"
+
+
+# ---- gone
+
+
+async def gone_for_good(stage: Stage, launcher_too: bool = False) -> None:
     """Nothing starts it again; its models with a ttl end by themselves, and the others are there when it is back."""
     place = stage.place
     await stage.crowd.everyone_has_had_a_turn()
@@ -87,6 +137,8 @@ async def gone_for_good(stage: Stage) -> None:
         await place.systemctl("mask", "--now", "llamaswapd.socket") if "llamaswapd.socket" in place.units_of_ours else 0
         await place.systemctl("mask", "llamaswapd.service")
     await place.kill()
+    if launcher_too:
+        await service(stage).kill_launcher()
     try:
 
         async def is_unloaded() -> bool:
@@ -317,7 +369,7 @@ async def health_hung(stage: Stage) -> None:
 async def crash_loop(stage: Stage) -> None:
     """A model that always dies: four are let in, the fifth is told to come again; an operator's load clears it."""
     place = stage.place
-    works = Path(f"/tmp/{place.mark}-works")
+    works = place.works
     works.unlink(missing_ok=True)
     (await stage.post("/api/models/unload/dying")).succeeded()
     try:
@@ -359,19 +411,22 @@ def nobody_else(place: Place, tally: Tally) -> list[Client]:
 
 
 EVERYWHERE = (PRIVATE, SYSTEM)
-DYING = "sh -c 'if test -e /tmp/MARK-works; then exec COMMAND; fi; echo last words; exit 3'"
+DYING = "sh -c 'if test -e WORKS; then exec COMMAND; fi; echo last words; exit 3'"
 
 
-def faults(marks: str, long_stream_s: float) -> list[Fault]:
-    """Return all faults; `marks` is the place's mark."""
+def faults(works: Path, long_stream_s: float) -> list[Fault]:
+    """Return all faults; `works` is the place's file of that name."""
     long_stream = partial(reloaded_during_a_stream, seconds=long_stream_s)
-    dying = DYING.replace("MARK", marks).replace("COMMAND", ECHO)
+    dying = DYING.replace("WORKS", str(works)).replace("COMMAND", ECHO)
     hungry = {"cmd": f"{SERVER} --memory 256", "systemd": {"MemoryMax": "64M"}}
+    starting, passing = {"starting": {"cmd": ECHO}}, {"passing": {"cmd": ECHO, "ttl": TTL_S}}
     return [
         Fault("systemctl restart, 4 clients connecting without pause", restarted, (SYSTEM, USER), 10, 3, without_pause),
         Fault("systemctl restart under load of all kinds", restarted, (SYSTEM, USER), 50, 2, all_but_reloads),
         Fault("daemon killed with -9 at a random moment", killed, EVERYWHERE, 200, 5, all_kinds),
         Fault("daemon killed with -9, and again while it starts", killed_twice, EVERYWHERE, 50, 2, all_kinds),
+        Fault("launcher killed with -9", launcher_killed, (SYSTEM, VM), 50, 3, all_kinds, models=starting),
+        Fault("both halves killed with -9", both_killed, (SYSTEM, VM), 50, 3, all_kinds, models=starting),
         Fault(f"stream of {long_stream_s:g} s through reloads", long_stream, EVERYWHERE, 5, 1, all_kinds),
         Fault("systemctl reload", reloaded, EVERYWHERE, 100, 5, all_kinds),
         Fault("configuration replaced by a broken one", broken, EVERYWHERE, 50, 2, all_kinds),
@@ -431,13 +486,14 @@ def faults(marks: str, long_stream_s: float) -> list[Fault]:
             all_kinds,
             settings=f"WatchdogSec={WATCHDOG_S}",
         ),
+        Fault("daemon gone for good", gone_for_good, EVERYWHERE, 50, 1, steady_ones, models=passing),
         Fault(
-            "daemon gone for good",
-            gone_for_good,
-            EVERYWHERE,
+            "both halves gone, the daemon for good",
+            partial(gone_for_good, launcher_too=True),
+            (SYSTEM, VM),
             50,
             1,
             steady_ones,
-            models={"passing": {"cmd": ECHO, "ttl": TTL_S}},
+            models=passing,
         ),
     ]

@@ -56,11 +56,13 @@ class Place:
     port = PORT
     is_service = False  # a unit of systemd's: restarted by it, with Type=notify, a watchdog and STATUS=
     instance = ""
+    config_mode = 0o640
 
     def __init__(self) -> None:
         self.mark = f"faults-{os.getpid()}"
         self.config: Json = {}
         self.config_file = Path()
+        self.works = Path()  # a file that models look for
         self._version = 0
         self._told: tuple[int, float] = (0, 0.0)  # the daemon that was last told to reload, and when
 
@@ -130,7 +132,7 @@ class Place:
     def write_text(self, text: str) -> None:
         new = self.config_file.with_suffix(".new")
         new.write_text(text)
-        new.chmod(0o644)
+        new.chmod(self.config_mode)
         new.replace(self.config_file)
 
     async def change(self, model: str) -> str:
@@ -192,6 +194,7 @@ class Private(Place):
         self.state = self.folder / "state"
         self.state.mkdir()
         self.config_file = self.folder / "config.yaml"
+        self.works = self.folder / "works"
         self._output = self.folder / "output"
         self._process: subprocess.Popen[bytes] | None = None
         self._flags: tuple[str, ...] = ()
@@ -253,29 +256,47 @@ class Private(Place):
 
 
 class Service(Place):
-    """A unit of a machine that was booted with systemd, as the project ships it, on its socket unit. Needs root.
+    """The units of a machine that was booted with systemd, as a package installs them, in two halves. Needs root.
 
-    The program is not installed: a file where the unit expects it hands over to the source tree.
+    The program is not installed: a file where the units expect it hands over to the source tree.
     """
 
     is_service = True
-    unit_files = ROOT / "units"
+    launcher = "llamaswapd-launcher.service"  # the other half, "" if there is but one
     installed_in = Path("/usr/lib/systemd/system")
     drop_in = Path("/etc/systemd/system/llamaswapd.service.d/faults.conf")
     state = Path("/var/lib/llamaswapd")
+    unit_files = ROOT / "units"
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__()
+        # Seen by models, whose /tmp is their own.
+        self.works = Path(f"/srv/{self.mark}-works")
         self.config_file = Path("/etc/llamaswapd/config.yaml")
-        self.config_file.parent.mkdir(exist_ok=True)
         self.units_of_ours = [file.name for file in self.unit_files.glob("llamaswapd*") if file.is_file()]
         program = Path("/usr/bin/llamaswapd")
         program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m llamaswapd "$@" $LLAMASWAPD_FLAGS\n')
         program.chmod(0o755)
-        self.installed_in.mkdir(parents=True, exist_ok=True)
-        for unit in self.units_of_ours:
-            shutil.copy(self.unit_files / unit, self.installed_in / unit)
+        # As a package does: none of those who run it can write there.
+        subprocess.run([sys.executable, "-m", "compileall", "-q", ROOT / "llamaswapd"], check=True)
+        self._install()
+
+    def _install(self) -> None:
+        for source, target in (
+            ("units/llamaswapd*", self.installed_in),
+            ("packaging/dbus/*.conf", Path("/usr/share/dbus-1/system.d")),
+            ("packaging/dbus/*.service", Path("/usr/share/dbus-1/system-services")),
+            ("packaging/sysusers.d/*", Path("/usr/lib/sysusers.d")),
+            ("packaging/tmpfiles.d/*", Path("/usr/lib/tmpfiles.d")),
+        ):
+            copy(source, target)
+        for settle in (
+            "systemd-sysusers",
+            "systemd-tmpfiles --create llamaswapd.conf",
+            "systemctl reload dbus.service",
+        ):
+            subprocess.run(settle.split(), check=True)
 
     async def start(self, config: Json, *flags: str, settings: str = "") -> None:
         self.write(config)
@@ -288,9 +309,11 @@ class Service(Place):
         await self.answers()
 
     async def stop(self) -> None:
-        await self.systemctl("stop", *self.units_of_ours)
-        with suppress(Failed):
-            await self.systemctl("reset-failed", *self.units_of_ours)
+        # The launcher last: the daemon needs it to stop its models.
+        for unit in sorted(self.units_of_ours, key=self.launcher.__eq__):
+            await self.systemctl("stop", unit)
+            with suppress(Failed):
+                await self.systemctl("reset-failed", unit)
         for unit in await self.units():  # what a broken daemon left must not be met by the next
             await self.systemctl("kill", "--signal=KILL", unit)
             with suppress(Failed):
@@ -306,20 +329,30 @@ class Service(Place):
     async def daemon_pid(self) -> int:
         return await self.main_pid("llamaswapd.service")
 
+    async def kill_launcher(self) -> None:
+        """Kill the launcher, if there is one at the moment, and return when it is no more."""
+        if pid := await self.main_pid(self.launcher):
+            with suppress(ProcessLookupError):  # it is restarted all the time
+                os.kill(pid, signal.SIGKILL)
+            await eventually(is_gone(pid), f"the launcher {pid} is gone")
+
     async def status_text(self) -> str:
         """Return what STATUS= said last."""
         return (await self.systemctl("show", "--property=StatusText", "--value", "llamaswapd.service")).strip()
 
     async def log(self) -> str:
-        return last_lines(await output("journalctl", *JOURNAL, "-u", "llamaswapd.service"))
+        units = ("llamaswapd.service", self.launcher, "llamaswapd-keeper.service")
+        logs = [last_lines(await output("journalctl", *JOURNAL, "-u", unit)) for unit in units]
+        return "\n".join(filter(None, logs))
 
     async def systemctl(self, *arguments: str) -> str:
         return await answer_of("systemctl", *arguments)
 
 
 class UserService(Service):
-    """The same as a unit of a user who lingers."""
+    """The unit of a user who lingers: one half, which is all there is."""
 
+    launcher = ""
     unit_files = ROOT / "units" / "user"
     user = "ann"
 
@@ -333,10 +366,14 @@ class UserService(Service):
         self.state = home / ".local/state/llamaswapd"
         super().__init__(name)
         self.config_file = home / ".config/llamaswapd/config.yaml"
+        self.config_mode = 0o644
         self.config_file.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["chown", "-R", f"{self.user}:", home], check=True)
         subprocess.run(["loginctl", "enable-linger", self.user], check=True)
         subprocess.run(["systemctl", "start", f"user@{self.uid}.service"], check=True)
+
+    def _install(self) -> None:
+        copy("units/user/llamaswapd*", self.installed_in)
 
     async def log(self) -> str:
         return last_lines(
@@ -347,6 +384,13 @@ class UserService(Service):
         own = (f"XDG_RUNTIME_DIR=/run/user/{self.uid}", f"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{self.uid}/bus")
         become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *own)
         return await answer_of(*become, "systemctl", "--user", *arguments)
+
+
+def copy(source: str, target: Path) -> None:
+    """Copy the files of the tree that match into a directory, which is made."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in ROOT.glob(source):
+        shutil.copy(path, target)
 
 
 async def answer_of(*argv: str, env: Mapping[str, str] | None = None) -> str:
