@@ -27,11 +27,14 @@ class Secrets:
     """The directory; its methods block for as long as a file system in memory does."""
 
     def __init__(self, directory: Path) -> None:
-        """Make what is missing. Raises OSError."""
+        """Make what is missing, and remove what one that was killed had not written to its end. Raises OSError."""
         self.environments = directory / "env"
         self._key = directory / "key"
         self._config = directory / "config"
         self.environments.mkdir(mode=0o700, exist_ok=True)
+        for folder in (directory, self.environments):
+            for half in folder.glob(".*"):
+                half.unlink(missing_ok=True)
 
     def key(self) -> bytes:
         """Return the key, the same until the machine is started again."""

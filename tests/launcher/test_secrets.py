@@ -40,7 +40,16 @@ def test_an_environment_is_roots_alone_and_goes_with_its_unit(tmp_path: Path) ->
 
 def test_what_a_launcher_that_died_left_is_cleared_away(tmp_path: Path) -> None:
     secrets = Secrets(tmp_path)
-    for name in (UNIT, "other", ".half"):
+    for name in (UNIT, "other"):
         secrets.keep_environment(name, "A=1\n")
     secrets.forget_others([UNIT])
     assert names(tmp_path / "env") == [UNIT]
+
+
+def test_what_a_launcher_had_half_written_when_it_was_killed_is_cleared_away(tmp_path: Path) -> None:
+    Secrets(tmp_path).key()
+    for folder in (tmp_path, tmp_path / "env"):
+        (folder / ".0123456789abcdef").write_text("half of a secret")
+    Secrets(tmp_path)
+    assert names(tmp_path) == ["env", "key"]
+    assert names(tmp_path / "env") == []
