@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from beds import INSIDE, INSTALLED, NEEDS_ROOT, container, drive
 
-pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300), NEEDS_ROOT]
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(600), NEEDS_ROOT]
 
 
 def test_the_package_is_installed_used_upgraded_removed_and_purged(debs: list[Path]) -> None:
