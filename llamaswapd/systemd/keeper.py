@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+from llamaswapd.config import settings as unit_settings
 from llamaswapd.errors import Error, ManagerUnavailable, UnitError
 from llamaswapd.state import Remembered, StateFile
 from llamaswapd.systemd import delegation
@@ -274,11 +275,27 @@ def unprivileged(user: str) -> list[Property]:
     """
     return [
         ("User", "s", user),
-        ("NoNewPrivileges", "b", True),
-        ("CapabilityBoundingSet", "t", 0),
-        ("RestrictAddressFamilies", "(bas)", [True, ["AF_UNIX"]]),
-        ("UMask", "u", 0o077),
+        *(entry for name, values in _LOCKED.items() for entry in unit_settings.properties(name, values)),
     ]
+
+
+_LOCKED = {
+    "CapabilityBoundingSet": ("",),
+    "DevicePolicy": ("closed",),
+    "IPAddressDeny": ("any",),
+    "KeyringMode": ("private",),
+    "LockPersonality": ("yes",),
+    "MemoryDenyWriteExecute": ("yes",),
+    "NoNewPrivileges": ("yes",),
+    "RestrictAddressFamilies": ("AF_UNIX",),
+    "RestrictNamespaces": ("uts",),  # "none at all" does not outlive a daemon-reload, see `sandbox`
+    "RestrictRealtime": ("yes",),
+    "RestrictSUIDSGID": ("yes",),
+    "SystemCallArchitectures": ("native",),
+    "SystemCallErrorNumber": ("EPERM",),
+    "SystemCallFilter": ("@system-service", "~@privileged @resources"),
+    "UMask": ("0077",),
+}
 
 
 def module_folders() -> list[str]:
