@@ -239,14 +239,18 @@ def test_the_keeper_stops_idle_models_by_way_of_the_launcher(client: Client) -> 
     configure(MODELS.replace("  blue:", "  red-for-a-while:").replace('PORT}"}', 'PORT}", ttl: 1}'))
     reload()
     unit = client.load("red-for-a-while")
-    output("systemctl", "mask", "--runtime", FRONT, "llamaswapd.socket")
+    dead = Path(f"/run/systemd/system/{FRONT}.d/dead.conf")  # a unit in /etc cannot be masked for a while
+    dead.parent.mkdir()
+    dead.write_text("[Service]\nRestart=no\n")
+    output("systemctl", "daemon-reload")
     try:
         output("systemctl", "stop", "llamaswapd.socket")
         os.kill(main_pid(FRONT), signal.SIGKILL)
         eventually(lambda: units(unit) == [], "the model is gone")
         eventually(lambda: units(KEEPER) == [], "the keeper is gone")
     finally:
-        output("systemctl", "unmask", "--runtime", FRONT, "llamaswapd.socket")
+        shutil.rmtree(dead.parent)
+        output("systemctl", "daemon-reload")
     configure(MODELS)
     output("systemctl", "start", "llamaswapd.socket")
     output("systemctl", "start", FRONT)

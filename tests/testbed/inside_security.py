@@ -494,7 +494,7 @@ def test_a_model_that_clings_to_life_is_killed() -> None:
 # ---- how well they are locked up
 
 
-@pytest.mark.parametrize(("unit", "most"), [(FRONT, 1.3), (LAUNCHER, 1.0), (VICTIM, 2.0)])
+@pytest.mark.parametrize(("unit", "most"), [(FRONT, 1.3), (LAUNCHER, 1.0), (VICTIM, 2.0), (KEEPER, 3.0)])
 def test_they_are_locked_up(unit: str, most: float) -> None:
     client.load("victim")
     models()
