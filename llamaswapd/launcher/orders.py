@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from llamaswapd.config import wire
@@ -17,7 +20,7 @@ from llamaswapd.config.load import Loaded, load, sources
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.errors import Error, NotStarted
 from llamaswapd.launcher import guard
-from llamaswapd.launcher.secrets import Secrets
+from llamaswapd.launcher.secrets import Secrets, Told
 from llamaswapd.systemd import delegation, keeper, program
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
@@ -26,6 +29,10 @@ from llamaswapd.systemd.watched import Watch
 
 log = logging.getLogger(__name__)
 
+# The front half goes on with a configuration a moment after it was told, and starts that it has begun before go by the
+# one before. So for a while that is not refused; it could have put off asking as well.
+HELD_S = 30.0
+MOST_HELD = 4  # however fast one follows the other
 LEAST_PORT = 1024  # below, a port may be a service's that others trust
 
 
@@ -54,6 +61,7 @@ class Orders:
         files: Sequence[Path],
         config_dir: Path | None,
         owner: int = guard.ROOT,
+        held_s: float = HELD_S,
     ) -> None:
         self._manager = manager
         self._host = host
@@ -61,7 +69,8 @@ class Orders:
         self._files = files
         self._config_dir = config_dir
         self._owner = owner
-        self._config = secrets.kept_config()  # what the front half was told, if need be by the launcher before us
+        self._held_s = held_s
+        self._told = secrets.kept_configs()  # what the front half was told, if need be by those before us; latest first
         self._watches: dict[str, Watch] = {}  # unit → its latest run, whose environment is kept
         self._starting = asyncio.Lock()
         self._keeper = keeper.KeeperUnit(manager, keeper.delegated_orders(), user=delegation.USER)
@@ -84,8 +93,8 @@ class Orders:
         least = _least_port(loaded.config)
         if any(port < least for port in ports.values()):
             loaded = await self._read({id_: port for id_, port in ports.items() if port >= least})
-        self._secrets.keep_config(loaded.config)
-        self._config = loaded.config
+        self._told = [Told(loaded.config, time.monotonic()), *self._told[: MOST_HELD - 1]]
+        self._secrets.keep_configs(self._told)
         return wire.to_front(loaded.config), [str(warning) for warning in loaded.warnings]
 
     async def reload(self) -> None:
@@ -113,9 +122,7 @@ class Orders:
 
     async def start(self, model_id: str, port: int, fingerprint: str) -> str:
         """Start the unit of a model that is still what the fingerprint says; return the path of the job."""
-        model = await self._model(model_id, port)
-        if (model.port or 0, model.fingerprint) != (port, fingerprint):
-            raise Changed(model_id)
+        model = await self._model(model_id, port, fingerprint)
         spec = build(model, self._host)
         for name in spec.left_out:
             log.warning("<%s> systemd %d does not know %s=, left out", model.id, self._host.version, name)
@@ -170,15 +177,23 @@ class Orders:
         """Return the name of a model's unit. Whatever the id, it is that of a model's unit and no other."""
         return unit_name(model_id, self._host.instance)
 
-    async def _model(self, model_id: str, port: int) -> ModelConfig:
+    async def _model(self, model_id: str, port: int, fingerprint: str) -> ModelConfig:
         """Return a model's definition as the front half was told it; by the files if nobody knows what that was."""
-        if self._config is None:
-            self._config = (await self._read({model_id: port} if port else {})).config
-        if port and port < _least_port(self._config):
-            raise NotStarted(f"port {port} is not one that models may have: startPort is {self._config.start_port}")
-        if model_id not in self._config.models:
-            raise UnknownModel(model_id)
-        return self._config.models[model_id]
+        if not self._told:
+            read = await self._read({model_id: port} if port else {})
+            self._told = [Told(read.config, time.monotonic())]
+        try:
+            return _defined(self._told[0].config, model_id, port, fingerprint)
+        except (UnknownModel, Changed):
+            for before in self._held():
+                with suppress(Error):
+                    return _defined(before, model_id, port, fingerprint)
+            raise
+
+    def _held(self) -> list[Config]:
+        """Return the configurations before the latest that the front half may not have done with."""
+        since = time.monotonic() - self._held_s
+        return [before.config for after, before in pairwise(self._told) if after.at > since]
 
     async def _watch(self, name: str) -> Watch:
         """Follow a unit, to forget its environment when it is gone."""
@@ -193,6 +208,18 @@ class Orders:
         del self._watches[name]
         if watch.gone.exception() is None:  # otherwise nobody knows, and the next launcher will
             self._secrets.forget_environment(name)
+
+
+def _defined(config: Config, model_id: str, port: int, fingerprint: str) -> ModelConfig:
+    """Return a model if it is what it is to be; raises Error."""
+    if port and port < (least := _least_port(config)):
+        raise NotStarted(f"port {port} is not one that models may have: startPort is {least}")
+    if model_id not in config.models:
+        raise UnknownModel(model_id)
+    model = config.models[model_id]
+    if (model.port or 0, model.fingerprint) != (port, fingerprint):
+        raise Changed(model_id)
+    return model
 
 
 def _least_port(config: Config) -> int:

@@ -2,7 +2,7 @@
 
     env/UNIT    environment of a model, for systemd to read: on the bus every local user could read it
     key         of this boot; see `config.fingerprint`
-    config      the configuration that the front half was told, with everything that it was not told
+    config      the configurations that the front half was told, with everything that it was not told
 
 It outlives the launcher (RuntimeDirectoryPreserve=). systemd reads an environment whenever it runs a command of the
 unit, so also for `cmdStop`, which is why the file stays as long as the unit.
@@ -13,14 +13,22 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from llamaswapd import __version__
 from llamaswapd.config.schema import Config, Section
 
 KEY_BYTES = 32
+
+
+class Told(NamedTuple):
+    """A configuration that the front half was told, and when, in CLOCK_MONOTONIC seconds."""
+
+    config: Config
+    at: float
 
 
 class Secrets:
@@ -46,17 +54,17 @@ class Secrets:
         _write(self._key, key)
         return key
 
-    def keep_config(self, config: Config) -> None:
+    def keep_configs(self, told: Sequence[Told]) -> None:
         """Keep what a launcher after us should start models by, whatever the files say then."""
-        _write(self._config, json.dumps([__version__, config], default=Section.said).encode())
+        _write(self._config, json.dumps([__version__, told], default=Section.said).encode())
 
-    def kept_config(self) -> Config | None:
-        """Return what was kept, None if nothing was, or by another version of the program."""
+    def kept_configs(self) -> list[Told]:
+        """Return what was kept, nothing if that was by another version of the program."""
         with suppress(FileNotFoundError, ValueError):
-            version, config = json.loads(self._config.read_bytes())
+            version, told = json.loads(self._config.read_bytes())
             if version == __version__:
-                return Config(**config)
-        return None
+                return [Told(Config(**config), at) for config, at in told]
+        return []
 
     def keep_environment(self, unit: str, text: str) -> None:
         _write(self.environments / unit, text.encode())

@@ -28,7 +28,7 @@ INSTANCE = "launched"
 UNIT = f"llamaswapd-{INSTANCE}-model-a.service"
 FIRST_PORT = 20000
 
-Make = Callable[[], Orders]
+Make = Callable[..., Orders]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def file(tmp_path: Path) -> Path:
 def make(manager: Manager, file: Path, tmp_path: Path) -> Make:
     """Make a launcher, or the one after it."""
 
-    def make() -> Orders:
+    def make(held_s: float = 60.0) -> Orders:
         secrets = Secrets(tmp_path)
         host = Host(
             manager.version,
@@ -62,7 +62,7 @@ def make(manager: Manager, file: Path, tmp_path: Path) -> Make:
             defaults={},
             environment_file=str(secrets.environments),
         )
-        return Orders(manager, host, secrets, [file], None, os.geteuid())
+        return Orders(manager, host, secrets, [file], None, os.geteuid(), held_s)
 
     return make
 
@@ -164,7 +164,7 @@ class TestStarting:
 
     async def test_refuses_a_model_that_is_another_by_now(self, make: Make, file: Path, manager: Manager) -> None:
         write(file, a={"cmd": "sleep ${PORT}"})
-        orders = make()
+        orders = make(held_s=0.0)
         before = (await loaded(orders)).models["a"]
         write(file, a={"cmd": "sleep 60${PORT}"})
         now = (await loaded(orders)).models["a"]
@@ -177,6 +177,25 @@ class TestStarting:
             with pytest.raises(Changed, match='model "a" has changed in the configuration; reload llamaswapd'):
                 await orders.start("a", port, fingerprint)
         assert await manager.list_units(pattern(INSTANCE)) == []
+
+    async def test_goes_by_what_was_told_before_until_the_front_half_has_come_to_the_new(
+        self, make: Make, file: Path, manager: Manager
+    ) -> None:
+        write(file, a={"cmd": "sleep ${PORT}"}, gone={})
+        orders = make()
+        before = await loaded(orders)
+        write(file, a={"cmd": "sleep 60${PORT}"})
+        now = await loaded(orders)
+        await start(orders, before, "gone")
+        after_us = make()
+        watch = await started(manager, after_us, before)
+        argv = (await manager.look(watch))["ExecStart"][0][1]
+        assert argv == ["/bin/sleep", str(FIRST_PORT)]
+        await orders.stop("a")
+        await watch.gone
+        await start(after_us, now)
+        with pytest.raises(Changed):
+            await orders.start("a", FIRST_PORT, "of neither")
 
     async def test_refuses_ports_out_of_the_range_whatever_the_fingerprint(self, make: Make, file: Path) -> None:
         write(file, a={"cmd": "sleep ${PORT}"})

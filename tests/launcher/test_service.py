@@ -54,7 +54,7 @@ class Launchers:
 
     def orders(self) -> Orders:
         host = Host(self._manager.version, "/", find=lambda name: name if "/" in name else f"/bin/{name}")
-        return Orders(self._manager, host, self._secrets, [self.file], None, os.geteuid())
+        return Orders(self._manager, host, self._secrets, [self.file], None, os.geteuid(), held_s=0.0)
 
     def start(self, orders: Any = None, **options: Any) -> None:
         service = Service(orders or self.orders(), set(), **options)
