@@ -215,6 +215,8 @@ class _Decoder:
         found = {Seq: "!!seq", Map: "!!map"}.get(type(node), "")
         if isinstance(node, Scalar):
             found = f"!!{node.kind} `{node.text if len(node.text) <= 10 else node.text[:7] + '...'}`"
+            if path[-1:] in (("env",), ("apiKeys",)):  # a secret that stands where a list of them should
+                found = f"!!{node.kind}"
         what = f"cannot unmarshal {found} into {wanted}"
         self._report.error(path, f"yaml: unmarshal errors: line {node.origin.line}: {what}; {remedy}")
         return _NotSet()

@@ -51,6 +51,8 @@ def test_text_is_taken_as_written(load_text: Load) -> None:
     ("body", "path", "text"),
     [
         ('globalTTL: "30"', "globalTTL", "line 1: cannot unmarshal !!str `30` into int"),
+        ("apiKeys: hush", "apiKeys", "cannot unmarshal !!str into []string"),
+        ("models: {m: {env: A=hush}}", "models.m.env", "cannot unmarshal !!str into []string"),
         ("globalTTL: yes", "globalTTL", "cannot unmarshal !!str `yes` into int"),
         ("globalTTL: true", "globalTTL", "cannot unmarshal !!bool `true` into int"),
         ("globalTTL: 1e30", "globalTTL", "cannot unmarshal !!float `1e30` into int"),
@@ -60,7 +62,6 @@ def test_text_is_taken_as_written(load_text: Load) -> None:
         ('sendLoadingState: "true"', "sendLoadingState", "cannot unmarshal !!str `true` into bool"),
         ("sendLoadingState: yES", "sendLoadingState", "cannot unmarshal !!str `yES` into bool"),
         ("sendLoadingState: 1", "sendLoadingState", "cannot unmarshal !!int `1` into bool"),
-        ("apiKeys: k", "apiKeys", "cannot unmarshal !!str `k` into []string"),
         ("apiKeys: [a, [b]]", "apiKeys[1]", "cannot unmarshal !!seq into string"),
         ("models: [m]", "models", "cannot unmarshal !!seq into map"),
         ("models: {m: x}", "models.m", "cannot unmarshal !!str `x` into map"),
