@@ -116,8 +116,9 @@ class DelegatingManager(Manager):
         (path,) = await self._order("Start", model.id, model.port or 0, model.fingerprint, instead_of=order)
         return await watch.job(path, "start")
 
-    async def stop_unit(self, watch: Watch) -> str:
+    async def stop_unit(self, watch: Watch, taken: Callable[[], None] = lambda: None) -> str:
         (path,) = await self._order_unit("Stop", "StopUnit", watch.unit)
+        taken()
         return await watch.job(path, "stop")
 
     async def kill_unit(self, unit: str, signal: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 from llamaswapd.errors import BusLost, ManagerUnavailable, UnitError
 from llamaswapd.systemd.bus import BUS, CALL_TIMEOUT_S, Answer, Bus, Call, Refused, values, variant
 from llamaswapd.systemd.unit import object_path
-from llamaswapd.systemd.watched import JobKind, Watch, is_stand_in
+from llamaswapd.systemd.watched import Watch, is_stand_in
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,11 @@ class Manager:
         self._references.add(watch)  # again: a connection made meanwhile found nothing to refer to
         return await watch.job(path, "start")
 
-    async def stop_unit(self, watch: Watch) -> str:
-        """StopUnit; returns the result of its job."""
-        return await self._job(watch, "stop", "StopUnit", "ss", watch.unit, "replace")
+    async def stop_unit(self, watch: Watch, taken: Callable[[], None] = lambda: None) -> str:
+        """StopUnit; returns the result of its job. `taken` is called when there is one."""
+        path = await self.order_stop(watch.unit)
+        taken()
+        return await watch.job(path, "stop")
 
     async def order_start(self, unit: str, properties: Iterable[Property]) -> str:
         """StartTransientUnit for somebody else, who sees to the unit; returns the path of its job."""
@@ -375,10 +377,6 @@ class Manager:
             else:
                 bus.hear(owner)
                 return
-
-    async def _job(self, watch: Watch, kind: JobKind, member: str, signature: str, *body: object) -> str:
-        (path,) = await self._call(member, signature, *body)
-        return await watch.job(path, kind)
 
     async def _call(
         self, member: str, signature: str = "", *body: object, path: str = _SYSTEMD_PATH, interface: str = _MANAGER

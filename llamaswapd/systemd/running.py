@@ -168,7 +168,7 @@ class RunningUnit:
         """Stop it; return when it is gone, which systemd says once its cgroup is empty. SIGKILL after `grace_s`.
 
         May be called twice, at once too, and for a unit that never was. While the bus is away it waits, and the unit
-        has its grace afterwards. Raises UnitError when it cannot be killed.
+        has its grace afterwards; so it has while a launcher is started. Raises UnitError when it cannot be killed.
         """
         gone = self._watch.gone
         if not gone.done():
@@ -187,9 +187,11 @@ class RunningUnit:
             raise UnitError(f"{self.name} is still there after SIGKILL; see systemctl status {self.name}")
 
     async def _stopped_within(self, limit_s: float) -> bool:
+        """Have it stopped; return whether it is gone so long after the order was taken."""
+        now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(limit_s):
-                await self._terminate()
+            async with asyncio.timeout(None) as limit:
+                await self._terminate(lambda: limit.reschedule(now() + limit_s))
                 await asyncio.shield(self._watch.gone)
         except TimeoutError:
             await self._manager.available()  # without a bus nobody knows
@@ -225,13 +227,13 @@ class RunningUnit:
         """Return the first line of this start in which `pattern` is found, those already written included."""
         return await self._journal.wait_for_line(self.invocation, pattern)
 
-    async def _terminate(self) -> None:
-        """Have systemd stop it, whatever state it is in."""
+    async def _terminate(self, taken: Callable[[], None]) -> None:
+        """Have systemd stop it, whatever state it is in; `taken` is called as soon as systemd has been told."""
         if self._watch.gone.done():
             return
         try:
             # systemd 252 thaws a frozen unit before it stops it, 257 refuses.
-            while await self._manager.stop_unit(self._watch) == "frozen":
+            while await self._manager.stop_unit(self._watch, taken) == "frozen":
                 await self._manager.thaw_unit(self.name)
             self._manager.unref_unit(self.name)
             # A unit that failed and has CollectMode=inactive stays loaded until its failure is forgotten. Only now: its

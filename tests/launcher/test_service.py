@@ -126,6 +126,23 @@ class TestTheFrontHalf:
         assert str(await unit.ended) == "killed by SIGTERM"
         assert await backend.find() == []
 
+    async def test_gives_a_model_its_time_to_stop_however_long_the_launcher_takes_to_come(
+        self, launchers: Launchers, front: DelegatingManager, backend: DelegatingBackend, private: Any
+    ) -> None:
+        unit = await backend.start((await models(front))["a"])
+        await launchers.end()
+        orders, stop = launchers.orders(), launchers.orders().stop
+
+        async def come_late(model_id: str) -> str:
+            await asyncio.sleep(0.3)
+            return await stop(model_id)
+
+        orders.stop = come_late  # type: ignore[method-assign]
+        launchers.start(orders)
+        await available(private.bus_address)
+        await unit.stop(0.1)
+        assert str(await unit.ended) == "killed by SIGTERM"
+
     async def test_has_a_leftover_replaced(self, front: DelegatingManager, backend: DelegatingBackend) -> None:
         model = (await models(front))["a"]
         left = await backend.start(model)
