@@ -106,6 +106,11 @@ class TestTheTwoHalves:
         assert f"/run/{front['Service']['RuntimeDirectory']}/default" == str(delegation.RUNTIME_DIR)
         assert f"/var/lib/{front['Service']['StateDirectory']}/state.json" == str(delegation.STATE)
 
+    def test_have_no_caller_wait_for_a_launcher_that_was_killed_while_it_started(self) -> None:
+        launcher = settings(UNITS / delegation.UNIT)
+        assert launcher["Service"]["Restart"] == "on-abnormal"
+        assert launcher["Unit"]["StartLimitIntervalSec"] == "0"
+
     def test_are_put_together_by_the_bus(self) -> None:
         activation = settings(DBUS / f"{delegation.NAME}.service")["D-BUS Service"]
         assert activation["Name"] == delegation.NAME
