@@ -68,7 +68,13 @@ class SystemdBackend:
         Raises StartError when it cannot be executed (the unit is gone again then), UnitError when systemd refuses.
         """
         words = split(model.cmd)
-        order = await self._order(model, words)
+        try:
+            order = await self._order(model, words)
+        except NotStarted:
+            # Its port may be that of a unit of ours which could not be stopped when nobody obeyed.
+            if not await self._end_leftover(model):
+                raise
+            order = await self._order(model, words)
         running, outcome = await self._start(order, words, model)
         if outcome == "done":
             return running
@@ -119,9 +125,7 @@ class SystemdBackend:
                     raise
                 # A name is taken until its unit is unloaded. Whoever has it, a unit that failed or one that nobody
                 # knows of any more, stands in for the model and has to go.
-                leftover = self._unit(name)
-                await leftover.attach()
-                await leftover.stop(float(model.unload_timeout))
+                await self._end_leftover(model)
             else:
                 if outcome != "failed" or running.invocation:
                     return running, outcome
@@ -129,6 +133,14 @@ class SystemdBackend:
                 # files anew before it has come to the start, it fails, or forgets it.
                 log.warning("<%s> systemd has not begun to start %s, ordering it again", model.id, name)
         raise NotStarted(f"systemd does not start {name}; see systemctl status {name}")
+
+    async def _end_leftover(self, model: ModelConfig) -> bool:
+        """Stop what has the name of a model's unit; return whether there was anything."""
+        leftover = self._unit(unit.unit_name(model.id, self._host.instance))
+        was_there = bool(await leftover.take_over())
+        if was_there:
+            await leftover.stop(float(model.unload_timeout))
+        return was_there
 
     def _unit(self, name: str, program_name: str = "") -> RunningUnit:
         return RunningUnit(self.manager, name, unit.object_path(name), self._cgroup_root, self._journal, program_name)

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -168,6 +169,19 @@ async def test_a_port_that_the_command_does_not_name_may_be_anybodys(backend: Sy
 async def test_a_running_leftover_of_the_same_name_is_replaced(backend: SystemdBackend) -> None:
     left = await backend.start(model())
     unit = await backend.start(model())
+    assert left.ended.done()
+    assert is_alive(unit.pid)
+
+
+async def test_a_leftover_that_has_the_models_port_is_replaced(backend: SystemdBackend, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    listens = f"import socket; it = socket.create_server(('127.0.0.1', {port})); open('{tmp_path}/fifo', 'w').close()"
+    holder = f'{sys.executable} -c "{listens}; it.accept()"'
+    left = await backend.start(model(holder))
+    await asyncio.to_thread((tmp_path / "fifo").read_text)
+    unit = await backend.start(model(proxy=f"http://localhost:{port}", env=(f"PORT={port}",)))
     assert left.ended.done()
     assert is_alive(unit.pid)
 
