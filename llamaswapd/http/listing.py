@@ -21,7 +21,7 @@ def model_records(config: Config, statuses: Sequence[Status], pins: Mapping[str,
     rows = [
         row
         for status in statuses
-        if not status.model.unlisted
+        if status.model.id in config.models and not status.model.unlisted  # one that is gone may run on for a while
         for row in _models(status, created, with_aliases=config.include_aliases_in_list)
     ]
     rows += [_peer_model(found.id, found.peer.id, found.model, created) for found in config.peer_models]

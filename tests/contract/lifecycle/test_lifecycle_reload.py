@@ -91,6 +91,13 @@ async def test_removed_models_do_not_survive(live: Live) -> None:
     assert (await it.chat("b")).status == 404
 
 
+async def test_a_removed_model_is_not_listed_although_it_takes_long_to_stop(live: Live) -> None:
+    it = await live.configure({"models": {"a": model("--slow-stop", 0.5, cmdStop="kill -USR1 ${PID}")}})
+    await it.chat("a")
+    await live.reload({})
+    assert (await it.ask("/v1/models")).json()["data"] == []
+
+
 async def test_a_changed_model_starts_only_when_its_predecessor_is_gone(live: Live) -> None:
     """Both want the same port."""
     slow = {"cmdStop": "kill -USR1 ${PID}"}
