@@ -86,6 +86,17 @@ async def launcher_killed(stage: Stage) -> None:
         await work
 
 
+async def launcher_killed_twice(stage: Stage) -> None:
+    """The second time while it starts: the bus, which has it started, does not notice."""
+    place = service(stage)
+    async with in_the_middle(stage) as work:
+        await place.kill_launcher()
+        await eventually(partial(place.main_pid, place.launcher), "there is a launcher again")
+        await asyncio.sleep(stage.rng.random() * A_START_S)
+        await place.kill_launcher()
+        await work
+
+
 async def both_killed(stage: Stage) -> None:
     place = service(stage)
     with stage.excused(*WITH_THE_DAEMON):
@@ -435,6 +446,15 @@ def faults(works: Path, long_stream_s: float) -> list[Fault]:
         Fault("daemon killed with -9 at a random moment", killed, EVERYWHERE, 200, 5, all_kinds),
         Fault("daemon killed with -9, and again while it starts", killed_twice, EVERYWHERE, 50, 2, all_kinds),
         Fault("launcher killed with -9", launcher_killed, (SYSTEM, VM), 50, 3, as_many_as_can_be, models=starting),
+        Fault(
+            "launcher killed with -9, and again while it starts",
+            launcher_killed_twice,
+            (SYSTEM,),
+            50,
+            3,
+            all_kinds,
+            models=starting,
+        ),
         Fault("both halves killed with -9", both_killed, (SYSTEM, VM), 50, 3, as_many_as_can_be, models=starting),
         Fault(f"stream of {long_stream_s:g} s through reloads", long_stream, EVERYWHERE, 5, 1, all_kinds),
         Fault("systemctl reload", reloaded, EVERYWHERE, 100, 5, all_kinds),
