@@ -29,7 +29,7 @@ def check_files(paths: Iterable[Path], owner: int = ROOT) -> None:
 
 
 def _doubts(path: Path, owner: int) -> Iterator[str]:
-    *way, end = _way(os.path.abspath(path))
+    *way, end = _way(os.path.join(os.getcwd(), path))  # not abspath(): after a link `..` is another folder
     for step in way:
         yield from _doubt(step, owner, may_be_sticky=True)
     yield from _doubt(end, owner, may_be_sticky=False)

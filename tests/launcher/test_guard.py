@@ -92,6 +92,18 @@ class TestFiles:
         file.chmod(0o666)
         assert f"{file} can be" in refused(tmp_path / "link" / "llamaswapd" / "config.yaml")
 
+    def test_above_a_linked_folder_are_judged_where_they_are(self, file: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(file.parent)
+        file.parent.with_name("other.yaml").write_text("models: {}")
+        file.parent.with_name("other.yaml").chmod(0o666)
+        assert f"{tmp_path}/etc/other.yaml can be" in refused(tmp_path / "link" / ".." / "other.yaml")
+
+    def test_may_be_named_from_here(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(file.parent)
+        check(Path(file.name))
+        file.chmod(0o666)
+        assert f"{file} can be" in refused(Path(file.name))
+
     @needs_root
     def test_behind_a_link_of_another_user_are_not_believed(self, file: Path, tmp_path: Path) -> None:
         (tmp_path / "link.yaml").symlink_to(file)
