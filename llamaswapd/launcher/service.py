@@ -102,9 +102,8 @@ class Service:
                 return
 
     def _received(self, member: str, path: str, body: list[Any]) -> None:
-        if member == "NameOwnerChanged" and body[0] in self._callers and not body[2]:
-            del self._callers[body[0]]
-            self._somebody_left.set()
+        if member == "NameOwnerChanged" and not body[2]:
+            self._leave(body[0])
 
     def _asked(self, asked: Asked) -> bool:
         """Take a call that is for us."""
@@ -156,13 +155,20 @@ class Service:
         return await asyncio.shield(self._callers[sender])
 
     async def _look_at(self, sender: str) -> bool:
+        may_call = False
         try:
             (uid,) = await self._ask_bus("GetConnectionUnixUser", "s", sender)
-        except Refused:  # it has gone
-            uid = None
-        if uid not in self._users:
-            self._callers.pop(sender, None)
-        return uid in self._users
+            may_call = uid in self._users
+        except Refused:
+            pass  # it has gone
+        finally:
+            if not may_call:  # also where the bus does not answer: it is asked again at the next call
+                self._leave(sender)
+        return may_call
+
+    def _leave(self, sender: str) -> None:
+        if self._callers.pop(sender, None) is not None:
+            self._somebody_left.set()
 
     async def _ask_bus(self, member: str, signature: str, *body: object) -> list[Any]:
         return await self._bus.call(Call(BUS, _BUS_PATH, BUS, member, signature, body, "the bus"))

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -276,6 +276,27 @@ class TestOnTheBus:
     async def test_there_is_only_one(self, front: DelegatingManager, launchers: Launchers, private: Any) -> None:
         with pytest.raises(UnitError, match=r"there is another org\.llamaswapd\.Launcher1 on the bus"):
             await Service(launchers.orders(), set()).run(private.bus_address)
+
+
+class Deaf:
+    """A bus that does not answer the first time it is asked whose a connection is."""
+
+    def __init__(self) -> None:
+        self._answers: list[Any] = [UnitError("the bus did not answer"), [os.geteuid()]]
+
+    async def call(self, call: Call) -> list[Any]:
+        answer = self._answers.pop(0)
+        if isinstance(answer, UnitError):
+            raise answer
+        return list(answer)
+
+
+async def test_a_caller_of_whom_the_bus_said_nothing_may_call_again(launchers: Launchers) -> None:
+    service = Service(launchers.orders(), {os.geteuid()})
+    service._bus = cast(Bus, Deaf())
+    with pytest.raises(UnitError, match="the bus did not answer"):
+        await service._may_call(":1.7")
+    assert await service._may_call(":1.7")
 
 
 async def test_it_goes_when_nobody_has_called_for_a_while(launchers: Launchers) -> None:
