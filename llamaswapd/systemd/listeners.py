@@ -45,9 +45,8 @@ class Listener:
 
     inode: str
     uid: int
-    cgroup: int = field(
-        default=0, compare=False
-    )  # inode of its folder in the unified hierarchy, cgroups(7); 0 where it is not told
+    # Inode of the cgroup's folder in the unified hierarchy, cgroups(7); 0 where it is not told.
+    cgroup: int = field(default=0, compare=False)
 
 
 def listeners(port: int) -> list[Listener]:
@@ -81,12 +80,13 @@ def stranger(port: int, cgroup: Path, program: str) -> str | None:
 
 def _is_from_elsewhere(found: Iterable[Listener], cgroup: Path) -> bool:
     """Whether surely none of these sockets was made in the cgroup or below it."""
-    if not (
-        cgroup / "cgroup.controllers"
-    ).exists():  # it has gone, or is of the old hierarchy, in which sockets are not
-        return False
-    own = {os.stat(folder).st_ino for folder, _, _ in os.walk(cgroup)}
-    return all(listener.cgroup and listener.cgroup not in own for listener in found)
+    if not (cgroup / "cgroup.controllers").exists():
+        return False  # it has gone, or is of the old hierarchy, in which sockets are not
+    own = set()
+    for folder, _, _ in os.walk(cgroup):
+        with contextlib.suppress(FileNotFoundError):  # it has gone just now
+            own.add(os.stat(folder).st_ino)
+    return bool(own) and all(listener.cgroup and listener.cgroup not in own for listener in found)
 
 
 def holder(found: Iterable[Listener], program: str = "") -> str | None:

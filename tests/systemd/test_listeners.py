@@ -134,6 +134,18 @@ def test_a_socket_that_was_made_in_the_units_cgroup_or_below_it_is_no_strangers(
 
 
 @pytest.mark.usefixtures("hidden")
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_cgroups_may_go_while_they_are_looked_at(
+    own_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_whole: bool
+) -> None:
+    our_cgroup()
+    (tmp_path / "cgroup.controllers").touch()
+    folders = [str(tmp_path / "gone"), *([] if is_whole else [str(tmp_path)])]
+    monkeypatch.setattr(listeners.os, "walk", lambda top: [(folder, [], []) for folder in folders])
+    assert (listeners.stranger(own_port, tmp_path, PROGRAM) is None) == is_whole
+
+
+@pytest.mark.usefixtures("hidden")
 def test_without_netlink_the_doubt_is_to_the_benefit(
     own_port: int, tmp_path: Path, no_netlink: Callable[[], None]
 ) -> None:
