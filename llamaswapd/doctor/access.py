@@ -58,7 +58,7 @@ class Obstacle:
 def obstacle(machine: Machine, path: str, who: Identity, want: int, hidden: Sequence[Hidden] = ()) -> Obstacle | None:
     """Return what keeps somebody from a file, None if nothing does. Raises Unseen where we cannot look ourselves."""
     last = ""
-    for step, found in _way(machine, path):
+    for step, found in way(machine, path):
         if found is None:
             return Obstacle(step, "does not exist", "", is_missing=True)
         for closed in hidden:
@@ -72,7 +72,7 @@ def obstacle(machine: Machine, path: str, who: Identity, want: int, hidden: Sequ
     return None if _may(machine, last, who, want) else _refusal(machine, last, who, want, is_end=True)
 
 
-def _way(machine: Machine, path: str) -> Iterator[tuple[str, os.stat_result | None]]:
+def way(machine: Machine, path: str) -> Iterator[tuple[str, os.stat_result | None]]:
     """Yield every step from / to the file, links and where they lead included; None for what does not exist."""
     ahead, here, links = path.split("/")[::-1], "/", 0
     yield here, machine.lstat(here)
@@ -100,9 +100,7 @@ def _way(machine: Machine, path: str) -> Iterator[tuple[str, os.stat_result | No
 
 def resolved(machine: Machine, path: str) -> str:
     """Return where a path leads."""
-    *_, (end, _) = (
-        (step, found) for step, found in _way(machine, path) if not found or not stat.S_ISLNK(found.st_mode)
-    )
+    *_, (end, _) = ((step, found) for step, found in way(machine, path) if not found or not stat.S_ISLNK(found.st_mode))
     return end
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -37,17 +37,20 @@ def unseen(thing: str, value: str, remedy: str = "") -> Finding:
     return Finding("unseen", thing, value, remedy)
 
 
+_NOUNS: Mapping[Level, tuple[str, str]] = {
+    "problem": ("problem", "problems"),
+    "warning": ("warning", "warnings"),
+    "unseen": ("thing unseen", "things unseen"),
+}
+
+
 def summary(findings: Iterable[Finding]) -> str:
     """Return the last line: how many of what, `2 problems, 1 warning`."""
     levels = [finding.level for finding in findings]
-    nouns: tuple[tuple[Level, str], ...] = (("problem", "problem"), ("warning", "warning"), ("unseen", "thing unseen"))
-    counts = [(levels.count(level), noun) for level, noun in nouns]
-    parts = [f"{count} {noun if count == 1 else _plural(noun)}" for count, noun in counts if count]
-    return ", ".join(parts) or "all is well"
-
-
-def _plural(noun: str) -> str:
-    return "things unseen" if noun == "thing unseen" else f"{noun}s"
+    counts = ((levels.count(level), nouns) for level, nouns in _NOUNS.items())
+    return (
+        ", ".join(f"{count} {one if count == 1 else many}" for count, (one, many) in counts if count) or "all is well"
+    )
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import grp
 import os
 import pwd
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -147,9 +147,6 @@ class Machine:
             return bool(os.statvfs(self.path(name)).f_flag & os.ST_NOEXEC)
         except OSError:
             return False
-
-    def group_names(self, gids: Iterable[int]) -> list[str]:
-        return sorted(self.group_name(gid) for gid in gids)
 
     def _seen(self, name: str, look: Callable[[Path], T]) -> T:
         try:

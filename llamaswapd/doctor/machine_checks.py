@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 
-from llamaswapd.doctor.access import READ, WRITE, Identity, obstacle
+from llamaswapd.doctor.access import READ, WRITE, Identity, obstacle, way
 from llamaswapd.doctor.case import Case, Situation
 from llamaswapd.doctor.finding import Finding, ok, problem, unseen, warning
 from llamaswapd.doctor.machine import Machine
@@ -250,30 +250,21 @@ def owners(machine: Machine, situation: Situation) -> Iterator[Finding]:
     """Can somebody but root write what root does? The launcher would refuse it."""
     if not situation.is_packaged:
         return
-    steps = dict.fromkeys(step for file in situation.files for step in _steps(file))
-    bad = [finding for step in steps for finding in _owner(machine, step)]
+    steps = {step: found for file in situation.files for step, found in way(machine, file) if found}
+    bad = [finding for step, found in steps.items() for finding in _owner(machine, step, found)]
     yield from bad
     if any(map(machine.exists, situation.files)) and not bad:
         yield ok("configuration", "can be written by root alone")
     yield from _secrets(machine)
 
 
-def _steps(path: str) -> list[str]:
-    steps = [path]
-    while steps[-1] != "/":
-        steps.append(os.path.dirname(steps[-1]))
-    return steps[::-1]
-
-
-def _owner(machine: Machine, path: str) -> Iterator[Finding]:
-    try:
-        found = machine.path(path).stat()
-    except OSError:
-        return
+def _owner(machine: Machine, path: str, found: os.stat_result) -> Iterator[Finding]:
     if found.st_uid != 0:
         user = machine.user(str(found.st_uid))
         value = f"belongs to {user.name if user else found.st_uid}, and the launcher takes root's only"
         yield problem(path, value, f"chown root {path}")
+    if stat.S_ISLNK(found.st_mode):  # whose mode says nothing
+        return
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
         mode = stat.S_IMODE(found.st_mode)
         yield problem(path, f"can be written by others than root (mode {mode:04o})", f"chmod go-w {path}")

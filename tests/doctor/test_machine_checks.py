@@ -228,6 +228,14 @@ def test_files_that_others_can_write_are_named(folder: Folder) -> None:
         )
 
 
+def test_what_a_link_leads_to_and_by_is_the_launchers_too(folder: Folder) -> None:
+    folder.put("/srv/shared/config.yaml").parent.chmod(0o777)
+    folder.put("/etc/llamaswapd/credentials/KEY", mode=0o600).parent.chmod(0o700)
+    (folder.root / "etc/llamaswapd/config.yaml").symlink_to("/srv/shared/config.yaml")
+    found = problems(of(owners, folder, folder.situation(files=("/etc/llamaswapd/config.yaml",))))
+    assert ("/srv/shared", "chmod go-w /srv/shared") in found
+
+
 def test_a_folder_of_credentials_that_is_missing_or_open(folder: Folder) -> None:
     remedies = [remedy for _, remedy in problems(of(owners, folder))]
     assert remedies == ["install -d -m 0700 /etc/llamaswapd/credentials"]
