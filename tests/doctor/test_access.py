@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from folders import ALICE, GROUPS, MY_GROUP, Folder
+from folders import ALICE, GROUPS, ME, MY_GROUP, Folder
 
 from llamaswapd.doctor.access import EXECUTE, READ, Hidden, Identity, _acl_grants, obstacle, resolved
 
@@ -54,6 +54,12 @@ def test_a_group_may_what_others_may_not(folder: Folder) -> None:
     assert obstacle(folder.machine, "/srv/x.gguf", IN_MY_GROUP, READ) is None
     folder.put("/srv/x.gguf", mode=0o604)
     assert obstacle(folder.machine, "/srv/x.gguf", IN_MY_GROUP, READ), "and the other way round"
+
+
+def test_an_owner_may_not_what_others_may(folder: Folder) -> None:
+    folder.put("/srv/x.gguf", mode=0o077)
+    owner = Identity("me", ME, frozenset({MY_GROUP}))
+    assert obstacle(folder.machine, "/srv/x.gguf", owner, READ)
 
 
 def test_who_overrides_permissions_reads_all_and_executes_what_anybody_may(folder: Folder) -> None:

@@ -13,11 +13,11 @@ from typing import Any, cast
 import pytest
 
 from llamaswapd.config.schema import Config
-from llamaswapd.errors import ConfigError, NotStarted
+from llamaswapd.errors import BusLost, ConfigError, NotStarted
 from llamaswapd.launcher.orders import Changed, Orders, UnknownModel
 from llamaswapd.launcher.secrets import Secrets
 from llamaswapd.systemd import keeper
-from llamaswapd.systemd.bus import Refused
+from llamaswapd.systemd.bus import Call, Refused
 from llamaswapd.systemd.manager import NO_SUCH_UNIT, UNIT_EXISTS, Manager
 from llamaswapd.systemd.unit import Host, object_path, pattern
 from llamaswapd.systemd.watched import Watch
@@ -51,7 +51,7 @@ def file(tmp_path: Path) -> Path:
 def make(manager: Manager, file: Path, tmp_path: Path) -> Make:
     """Make a launcher, or the one after it."""
 
-    def make(held_s: float = 60.0) -> Orders:
+    def make(held_s: float = 60.0, config_dir: Path | None = None) -> Orders:
         secrets = Secrets(tmp_path)
         host = Host(
             manager.version,
@@ -62,7 +62,7 @@ def make(manager: Manager, file: Path, tmp_path: Path) -> Make:
             defaults={},
             environment_file=str(secrets.environments),
         )
-        return Orders(manager, host, secrets, [file], None, os.geteuid(), held_s)
+        return Orders(manager, host, secrets, [file], config_dir, os.geteuid(), held_s)
 
     return make
 
@@ -112,6 +112,16 @@ class TestLoading:
         file.chmod(0o666)
         with pytest.raises(ConfigError, match="can be written by everybody"):
             await make().load({})
+
+    async def test_refuses_a_folder_into_which_anybody_could_put_more(
+        self, make: Make, file: Path, tmp_path: Path
+    ) -> None:
+        write(file, a={})
+        folder = tmp_path / "models.d"
+        folder.mkdir()
+        folder.chmod(0o1777)
+        with pytest.raises(ConfigError, match=f"{folder} can be written by everybody"):
+            await make(config_dir=folder).load({})
 
     async def test_refuses_models_that_would_be_root_by_accident(self, make: Make, file: Path) -> None:
         write(file, a={"systemd": {"User": ""}})
@@ -281,12 +291,15 @@ class Slow:
 
     def __init__(self) -> None:
         self.watches: list[Watch] = []
+        self.refusal: Refused | None = None
 
     async def watch(self, unit: str, path: str, changed: Callable[[dict[str, Any]], None]) -> Watch:
         self.watches.append(Watch(unit, path, changed))
         return self.watches[-1]
 
     async def order_start(self, unit: str, properties: object) -> str:
+        if self.refusal:
+            raise self.refusal
         return "/org/freedesktop/systemd1/job/1"
 
 
@@ -301,6 +314,38 @@ async def test_the_end_of_a_run_takes_no_environment_from_the_next(make: Make, f
         watch.set_gone()
         await asyncio.sleep(0)
         assert environments(tmp_path) == left
+
+
+async def test_a_unit_that_runs_is_followed_once_however_often_it_is_to_be_started(
+    make: Make, file: Path, tmp_path: Path
+) -> None:
+    write(file, a={})
+    orders, slow = make(), Slow()
+    config = await loaded(orders)
+    orders._manager = cast(Manager, slow)
+    await start(orders, config)
+    slow.refusal = Refused(Call("", "", "", ""), UNIT_EXISTS, "it is there")
+    with pytest.raises(Refused):
+        await start(orders, config)
+    first, second = slow.watches
+    assert (first.gone.done(), second.gone.done()) == (False, True)
+    assert environments(tmp_path) == [UNIT]
+    first.set_gone()
+    await asyncio.sleep(0)
+    assert environments(tmp_path) == []
+
+
+async def test_while_the_bus_is_away_an_environment_is_kept_for_the_next_launcher(
+    make: Make, file: Path, tmp_path: Path
+) -> None:
+    write(file, a={})
+    orders, slow = make(), Slow()
+    config = await loaded(orders)
+    orders._manager = cast(Manager, slow)
+    await start(orders, config)
+    slow.watches[0].lost(BusLost("it hung up"))
+    await asyncio.sleep(0)
+    assert environments(tmp_path) == [UNIT]
 
 
 class TestOtherOrders:

@@ -216,6 +216,25 @@ class TestTheFrontHalf:
         with pytest.raises(UnitError, match=r"cannot be called: .*; see systemctl status llamaswapd-launcher"):
             await backend.start(model)
 
+    async def test_is_told_where_to_look_when_the_bus_may_not_start_a_launcher(
+        self, launchers: Launchers, front: DelegatingManager, private: Any
+    ) -> None:
+        async def masked() -> None:
+            text = "Unit llamaswapd-launcher.service is masked."
+            raise Refused(bus_call("", ""), "org.freedesktop.systemd1.UnitMasked", text)
+
+        await launchers.end()
+        orders = launchers.orders()
+        orders.arm = masked  # type: ignore[method-assign]  # in the words of the bus
+        launchers.start(orders)
+        await available(private.bus_address)
+        with pytest.raises(UnitError, match=r"cannot be called: .* is masked.; see systemctl status llamaswapd-launch"):
+            await front.arm()
+
+    async def test_keeps_to_itself_what_is_no_port(self, front: DelegatingManager) -> None:
+        text, _ = await front.load({"a": 0, "b": 70000, LONG: -1})
+        assert {model.port for model in Config(**json.loads(text)).models.values()} == {None}
+
     async def test_asks_again_when_the_launcher_ended_meanwhile(
         self, launchers: Launchers, front: DelegatingManager, private: Any
     ) -> None:
