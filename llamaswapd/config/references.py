@@ -10,7 +10,7 @@ A value that is not known yet, but may be to the half of the program that needs 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from llamaswapd.config.environment import REFERENCE, names_in
@@ -121,7 +121,7 @@ def unknown_to_launcher(name: str) -> str:
 def filled(written: str, path: Path, values: Mapping[str, str], report: Report) -> str:
     """Return a text with what is known put in, once; a value that cannot be at this place is reported and left out."""
     for name in names_in([written]):
-        for problem in _problems(name, values[name], path) if name in values else ():
+        if problem := _problem(values.get(name, ""), path):
             report.error(path, f"credential '{name}' {problem}")
             values = {**values, name: ""}
     if _is_env(path) and (named := names_in([written.partition("=")[0]])):
@@ -129,16 +129,17 @@ def filled(written: str, path: Path, values: Mapping[str, str], report: Report) 
     return REFERENCE.sub(lambda match: values.get(match[1], match[0]), written)
 
 
-def _problems(name: str, value: str, path: Path) -> Iterator[str]:
-    """Yield what is wrong with a value at a place, without the value."""
+def _problem(value: str, path: Path) -> str:
+    """Return what is wrong with a value at a place, without the value; "" if nothing is."""
     if re.search("[\ud800-\udfff]", value):
-        yield "is not UTF-8; encode it, for example as base64"
-    elif REFERENCE.search(value):
-        yield "refers to another variable; write the value itself"
-    elif _is_env(path) and re.search(r"[\x00-\x08\x0b-\x1f\x7f]", value):
-        yield "holds control characters, which no variable may; use LoadCredential= in systemd"
-    elif _is_header(path) and re.search(r"[\x00-\x1f\x7f]", value):
-        yield "holds line breaks or other control characters, which no key may"
+        return "is not UTF-8; encode it, for example as base64"
+    if REFERENCE.search(value):
+        return "refers to another variable; write the value itself"
+    if _is_env(path) and re.search(r"[\x00-\x08\x0b-\x1f\x7f]", value):
+        return "holds control characters, which no variable may; use LoadCredential= in systemd"
+    if _is_header(path) and re.search(r"[\x00-\x1f\x7f]", value):
+        return "holds line breaks or other control characters, which no key may"
+    return ""
 
 
 # ---- places --------------------------------------------------------------------------------------------------------
