@@ -81,22 +81,21 @@ _LOCKED: Settings = {
 }
 
 
-def packaged(instance: str = "") -> Settings:
+def packaged() -> Settings:
     """Return the defaults of this machine, by the groups that it has; for `Host.defaults`."""
-    return defaults({group.gr_name for group in grp.getgrall()}, instance)
+    return defaults({group.gr_name for group in grp.getgrall()})
 
 
-def defaults(groups: Collection[str], instance: str = "") -> Settings:
+def defaults(groups: Collection[str]) -> Settings:
     """Return the settings of every model's unit, given which groups exist.
 
     `%i` in them is the place of the model's id; `for_model` puts it there.
     """
-    cache = f"llamaswapd-{instance}" if instance else "llamaswapd"
     return {
         "DynamicUser": ("yes",),
         "SupplementaryGroups": tuple(name for name in (MODEL_GROUP, *DEVICE_GROUPS) if name in groups),
         # systemd makes it, and gives it to whoever the model runs as: what has been downloaded outlives the model.
-        "CacheDirectory": (f"{cache}/{_OF_MODEL}",),
+        "CacheDirectory": (f"llamaswapd/{_OF_MODEL}",),
         "CacheDirectoryMode": ("0700",),
         "InaccessiblePaths": tuple(f"-{path}" for path in HIDDEN),
         **_LOCKED,

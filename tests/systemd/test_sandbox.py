@@ -79,10 +79,6 @@ def test_long_ids_have_folders_of_their_own() -> None:
     assert len(one) <= 255
 
 
-def test_an_instance_has_caches_of_its_own() -> None:
-    assert defaults((), "second")["CacheDirectory"] == ("llamaswapd-second/%i",)
-
-
 # Taken back
 
 
