@@ -33,11 +33,17 @@ _DBUS_ERROR = "org.freedesktop.DBus.Error."
 async def run(files: Sequence[Path], config_dir: Path | None) -> int:
     """Serve until nobody is left who has called, or the bus ends; return the exit status.
 
-    Raises ManagerUnavailable, and UnitError if there is a launcher already.
+    Raises ManagerUnavailable, and UnitError if there is a launcher already, or no directory of ours.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # one line for each order
     folder = os.environ.get("RUNTIME_DIRECTORY") or str(delegation.LAUNCHER_DIR)
-    secrets = Secrets(Path(folder))
+    try:
+        secrets = Secrets(Path(folder))
+    except OSError as error:
+        remedy = f"systemctl start {delegation.UNIT} makes it"
+        raise UnitError(
+            f"cannot keep anything in the launcher's directory {folder}: {error.strerror}; {remedy}"
+        ) from error
     manager = await Manager.connect("system")
     try:
         orders = Orders(manager, launcher_host(manager.version, secrets.environments), secrets, files, config_dir)

@@ -15,7 +15,7 @@ from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.errors import ConfigError, ManagerUnavailable, NotStarted, UnitError
 from llamaswapd.launcher.orders import Orders
 from llamaswapd.launcher.secrets import Secrets
-from llamaswapd.launcher.service import Service
+from llamaswapd.launcher.service import Service, run
 from llamaswapd.systemd import delegation
 from llamaswapd.systemd.backend import DelegatingBackend
 from llamaswapd.systemd.bus import Bus, Call, Refused
@@ -316,6 +316,12 @@ async def test_a_caller_of_whom_the_bus_said_nothing_may_call_again(launchers: L
     with pytest.raises(UnitError, match="the bus did not answer"):
         await service._may_call(":1.7")
     assert await service._may_call(":1.7")
+
+
+async def test_without_its_directory_it_says_who_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "nowhere"))
+    with pytest.raises(UnitError, match=r"nowhere: No such file or directory; systemctl start llamaswapd-launcher"):
+        await run([tmp_path / "config.yaml"], None)
 
 
 async def test_it_goes_when_nobody_has_called_for_a_while(launchers: Launchers) -> None:
