@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -303,13 +303,23 @@ class Slow:
         return "/org/freedesktop/systemd1/job/1"
 
 
-async def test_the_end_of_a_run_takes_no_environment_from_the_next(make: Make, file: Path, tmp_path: Path) -> None:
+Starting = tuple[Slow, Callable[[], Awaitable[str]]]
+
+
+@pytest.fixture
+async def starting(make: Make, file: Path) -> Starting:
+    """A slow manager, and what has a model started by it."""
     write(file, a={})
     orders, slow = make(), Slow()
     config = await loaded(orders)
     orders._manager = cast(Manager, slow)
-    for _ in range(2):
-        await start(orders, config)
+    return slow, lambda: start(orders, config)
+
+
+async def test_the_end_of_a_run_takes_no_environment_from_the_next(starting: Starting, tmp_path: Path) -> None:
+    slow, start = starting
+    await start()
+    await start()
     for watch, left in zip(slow.watches, ([UNIT], []), strict=True):
         watch.set_gone()
         await asyncio.sleep(0)
@@ -317,16 +327,13 @@ async def test_the_end_of_a_run_takes_no_environment_from_the_next(make: Make, f
 
 
 async def test_a_unit_that_runs_is_followed_once_however_often_it_is_to_be_started(
-    make: Make, file: Path, tmp_path: Path
+    starting: Starting, tmp_path: Path
 ) -> None:
-    write(file, a={})
-    orders, slow = make(), Slow()
-    config = await loaded(orders)
-    orders._manager = cast(Manager, slow)
-    await start(orders, config)
+    slow, start = starting
+    await start()
     slow.refusal = Refused(Call("", "", "", ""), UNIT_EXISTS, "it is there")
     with pytest.raises(Refused):
-        await start(orders, config)
+        await start()
     first, second = slow.watches
     assert (first.gone.done(), second.gone.done()) == (False, True)
     assert environments(tmp_path) == [UNIT]
@@ -336,13 +343,10 @@ async def test_a_unit_that_runs_is_followed_once_however_often_it_is_to_be_start
 
 
 async def test_while_the_bus_is_away_an_environment_is_kept_for_the_next_launcher(
-    make: Make, file: Path, tmp_path: Path
+    starting: Starting, tmp_path: Path
 ) -> None:
-    write(file, a={})
-    orders, slow = make(), Slow()
-    config = await loaded(orders)
-    orders._manager = cast(Manager, slow)
-    await start(orders, config)
+    slow, start = starting
+    await start()
     slow.watches[0].lost(BusLost("it hung up"))
     await asyncio.sleep(0)
     assert environments(tmp_path) == [UNIT]
