@@ -84,7 +84,7 @@ def _why(path: str, step: str, why: str) -> str:
 
 def files(machine: Machine, case: Case) -> Iterator[Finding]:
     """Can the model read what its command line names?"""
-    if case.who is None or case.client or case.has_own_root:
+    if not case.words or case.who is None or case.client or case.has_own_root:
         return
     for path, is_needed in sorted(_paths(machine, case).items()):
         if not any(path == folder or path.startswith(f"{folder}/") for folder in case.made):

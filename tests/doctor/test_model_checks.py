@@ -10,7 +10,7 @@ from folders import ALICE, Folder
 from llamaswapd.config.schema import Container
 from llamaswapd.doctor.case import Case
 from llamaswapd.doctor.finding import Finding
-from llamaswapd.doctor.model_checks import accounts, containers, files, paths, port, program, settings
+from llamaswapd.doctor.model_checks import CHECKS, accounts, containers, files, paths, port, program, settings
 
 
 def of(check: Any, folder: Folder, case: Case) -> list[Finding]:
@@ -39,6 +39,11 @@ def test_a_program_that_is_not_in_the_path_is_looked_for_elsewhere(folder: Folde
     assert only(program, folder, folder.case("llama-server --port 1")).remedy == (
         "write the path in cmd: /opt/llama/bin/llama-server --port 1"
     )
+
+
+def test_a_model_without_a_command_is_said_to_have_none_and_no_more(folder: Folder) -> None:
+    said = [str(found) for check in CHECKS for found in of(check, folder, folder.case("", proxy="http://localhost:9"))]
+    assert said == ["problem  qwen: has no command; set cmd"]
 
 
 def test_a_program_in_somebodys_home_names_the_home(folder: Folder) -> None:
