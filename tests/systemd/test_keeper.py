@@ -405,3 +405,9 @@ class TestNames:
 def test_orders_survive_the_command_line() -> None:
     given_ = Orders("user", "unix:path=/run/user/1000/bus,guid=1", "", Path("/a b/alive"), Path("/s/state.json"))
     assert Orders.parse(given_.argv()) == given_
+
+
+def test_a_keeper_of_a_user_is_one_who_can_do_nothing() -> None:
+    theirs = {name: value for name, _, value in keeper.settings(["/bin/flock"], "", "llamaswapd")}
+    assert (theirs["User"], theirs["NoNewPrivileges"], theirs["CapabilityBoundingSet"]) == ("llamaswapd", True, 0)
+    assert "User" not in {name for name, _, _ in keeper.settings(["/bin/flock"], "")}
