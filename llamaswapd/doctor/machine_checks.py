@@ -270,6 +270,16 @@ def _owner(machine: Machine, path: str, found: os.stat_result) -> Iterator[Findi
         yield problem(path, f"can be written by others than root (mode {mode:04o})", f"chmod go-w {path}")
 
 
+def roots(machine: Machine, situation: Situation) -> Iterator[Finding]:
+    """Would a model be root without the configuration's saying so? The launcher would refuse all of it."""
+    if not situation.is_packaged:
+        return
+    for case in situation.cases:
+        if case.model.container is None and case.who and case.who.uid == 0 and not case.last("User"):
+            remedy = "give it a User: of its own; write User: root if that is what you want"
+            yield problem(f"{case.id}: user", "is root, and the launcher refuses a file that does not say so", remedy)
+
+
 CREDENTIALS = "/etc/llamaswapd/credentials"
 
 
@@ -322,4 +332,4 @@ def listening(machine: Machine, situation: Situation) -> Iterator[Finding]:
             yield problem(f"port {number}", f"is taken by {holder}", f"{remedy}; or systemctl edit llamaswapd.socket")
 
 
-CHECKS = (manager, launcher, owners, listening, controllers, journal, gpus, disk)
+CHECKS = (manager, launcher, owners, roots, listening, controllers, journal, gpus, disk)

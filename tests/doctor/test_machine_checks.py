@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from folders import ALICE, MY_GROUP, Folder
 
+from llamaswapd.config.schema import Container
 from llamaswapd.doctor.case import Situation
 from llamaswapd.doctor.finding import Finding
 from llamaswapd.doctor.machine_checks import (
@@ -20,7 +22,12 @@ from llamaswapd.doctor.machine_checks import (
     listening,
     manager,
     owners,
+    roots,
 )
+from llamaswapd.errors import ConfigError
+from llamaswapd.launcher.guard import check_users
+from llamaswapd.systemd.sandbox import defaults
+from llamaswapd.systemd.unit import Host
 
 
 def of(check: Any, folder: Folder, situation: Situation | None = None) -> list[Finding]:
@@ -234,6 +241,29 @@ def test_what_a_link_leads_to_and_by_is_the_launchers_too(folder: Folder) -> Non
     (folder.root / "etc/llamaswapd/config.yaml").symlink_to("/srv/shared/config.yaml")
     found = problems(of(owners, folder, folder.situation(files=("/etc/llamaswapd/config.yaml",))))
     assert ("/srv/shared", "chmod go-w /srv/shared") in found
+
+
+@pytest.mark.parametrize(
+    ("cmd", "fields", "is_refused"),
+    [
+        ("/usr/bin/server", {}, False),
+        ("/usr/bin/server", {"systemd": {"DynamicUser": "no"}}, True),
+        ("docker run x", {}, True),
+        ("docker run x", {"systemd": {"User": "root"}}, False),
+        ("docker run x", {"systemd": {"User": "alice"}}, False),
+        ("docker run x", {"docker": Container(image="x")}, False),
+    ],
+)
+def test_what_would_be_root_by_accident_is_what_the_launcher_refuses(
+    folder: Folder, cmd: str, fields: dict[str, Any], is_refused: bool
+) -> None:
+    case = folder.case(cmd, **fields)
+    found = [finding.thing for finding in of(roots, folder, folder.situation(case))]
+    assert found == (["qwen: user"] if is_refused else [])
+    host = Host(257, "/", defaults=defaults(folder.groups))
+    with pytest.raises(ConfigError) if is_refused else contextlib.nullcontext():
+        check_users({"qwen": case.model}, host)
+    assert of(roots, folder, folder.situation(folder.case(cmd, scope="system", **fields), scope="system")) == []
 
 
 def test_a_folder_of_credentials_that_is_missing_or_open(folder: Folder) -> None:
