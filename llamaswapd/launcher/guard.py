@@ -15,6 +15,7 @@ from llamaswapd.systemd.unit import Host, Settings, build
 ROOT = 0
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH  # an access control list that lets somebody write shows as the group's, acl(5)
 _MOST_LINKS = 40  # path_resolution(7)
+_HIDDEN = "where the launcher may not look, such as /home; put the file itself into /etc/llamaswapd, in place of a link"
 
 
 def check_files(paths: Iterable[Path], owner: int = ROOT) -> None:
@@ -59,6 +60,9 @@ def _doubt(path: str, owner: int, *, may_be_sticky: bool) -> Iterator[str]:
     """Say who else can change what is at a path, if somebody can."""
     try:
         found = os.lstat(path)
+    except PermissionError:
+        yield f"leads to {_HIDDEN}"
+        return
     except OSError:
         return
     if found.st_uid not in (ROOT, owner):

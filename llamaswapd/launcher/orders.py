@@ -78,7 +78,7 @@ class Orders:
     async def take_over(self) -> None:
         """Go on where the launcher before us ended: keep the environments of units that are there, no others."""
         names = await self._manager.list_units(pattern(self._host.instance))
-        self._secrets.forget_others(names)
+        self._secrets.environments.forget_others(names)
         for name in names:
             await self._manager.look(await self._watch(name))
 
@@ -137,7 +137,7 @@ class Orders:
     async def _start(self, spec: UnitSpec) -> str:
         before = self._watches.get(spec.name)
         watch = await self._watch(spec.name)
-        self._secrets.keep_environment(spec.name, spec.environment_file)
+        self._secrets.environments.keep(spec.name, spec.environment_file)
         try:
             return await self._manager.order_start(spec.name, spec.properties)
         except Refused as error:
@@ -207,7 +207,7 @@ class Orders:
             return
         del self._watches[name]
         if watch.gone.exception() is None:  # otherwise nobody knows, and the next launcher will
-            self._secrets.forget_environment(name)
+            self._secrets.environments.forget(name)
 
 
 def _defined(config: Config, model_id: str, port: int, fingerprint: str) -> ModelConfig:

@@ -46,7 +46,8 @@ async def run(files: Sequence[Path], config_dir: Path | None) -> int:
         ) from error
     manager = await Manager.connect("system")
     try:
-        orders = Orders(manager, launcher_host(manager.version, secrets.environments), secrets, files, config_dir)
+        host = launcher_host(manager.version, secrets.environments.directory)
+        orders = Orders(manager, host, secrets, files, config_dir)
         await orders.take_over()
         await Service(orders, front_half()).run(bus_address("system"))
     finally:

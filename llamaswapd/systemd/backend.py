@@ -18,6 +18,7 @@ from llamaswapd.errors import SYSTEMD_EXIT_STATUSES, BusLost, NotStarted, StartE
 from llamaswapd.systemd import listeners, program, unit
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.delegation import DelegatingManager
+from llamaswapd.systemd.environments import Environments
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
 from llamaswapd.systemd.running import UP, RunningUnit
@@ -54,9 +55,20 @@ class Found:
 class SystemdBackend:
     """Starts and finds the units of one instance. Never touches those of another."""
 
-    def __init__(self, manager: Manager, host: unit.Host, cgroup_root: Path, journal: Journal) -> None:
-        """Below the directory `cgroup_root` the manager's units have their ControlGroup."""
+    def __init__(
+        self,
+        manager: Manager,
+        host: unit.Host,
+        cgroup_root: Path,
+        journal: Journal,
+        environments: Environments | None = None,
+    ) -> None:
+        """Below the directory `cgroup_root` the manager's units have their ControlGroup.
+
+        `environments`: where models' environments are kept, if the host says that they are files.
+        """
         self.manager = manager
+        self._environments = environments
         self._host = host
         self._cgroup_root = cgroup_root
         self._journal = journal
@@ -92,6 +104,8 @@ class SystemdBackend:
         Each is watched, and not collected, from before it is looked at, so its end is noticed with its cause.
         """
         names = await self.manager.list_units(unit.pattern(self._host.instance))
+        if self._environments:
+            self._environments.forget_others(names)
         turn = asyncio.Semaphore(FIND_AT_ONCE)
         found = await asyncio.gather(*(self._find(name, turn) for name in names))
         return [one for one in found if one is not None]
@@ -112,7 +126,19 @@ class SystemdBackend:
             log.warning("<%s> systemd %d does not know %s=, left out", model.id, self.manager.version, name)
         for name in unit.unusable_environment(model):
             log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
-        return lambda watch: self.manager.start_transient_unit(watch, spec.properties)
+
+        def order(watch: Watch) -> Awaitable[str]:
+            if self._environments:
+                self._environments.keep(spec.name, spec.environment_file)
+                watch.gone.add_done_callback(lambda gone: self._forget_environment(spec.name, gone))
+            return self.manager.start_transient_unit(watch, spec.properties)
+
+        return order
+
+    def _forget_environment(self, name: str, gone: asyncio.Future[None]) -> None:
+        """Remove what a unit that is gone needed; one that nobody has seen go may still need it."""
+        if self._environments and gone.exception() is None:
+            self._environments.forget(name)
 
     async def _start(self, order: Order, words: Sequence[str], model: ModelConfig) -> tuple[RunningUnit, str]:
         name, limit_s = unit.unit_name(model.id, self._host.instance), float(model.health_check_timeout)
@@ -161,6 +187,7 @@ class SystemdBackend:
         properties = await running.take_over()
         if not properties:
             return None
+        running.when_gone(lambda gone: self._forget_environment(name, gone))
         fields = unit.identity(properties)
         port = fields.get("LLAMASWAP_PORT", "")
         # Before its main process a unit may have others to run.

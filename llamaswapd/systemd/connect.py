@@ -12,14 +12,17 @@ from llamaswapd.errors import ManagerUnavailable
 from llamaswapd.systemd import delegation, program, sandbox
 from llamaswapd.systemd.backend import DelegatingBackend, SystemdBackend
 from llamaswapd.systemd.delegation import DelegatingManager
+from llamaswapd.systemd.environments import Environments
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager, Scope, choose_scope
 from llamaswapd.systemd.private import PrivateManager
+from llamaswapd.systemd.service import runtime_path
 from llamaswapd.systemd.unit import Host
 
 Wanted = Literal["auto", "system", "user", "private"]
 
 NEWEST = 9999  # a systemd that knows every setting
+ENVIRONMENTS = "env"  # of models, in the runtime directory; see `environments`
 
 
 @asynccontextmanager
@@ -41,12 +44,15 @@ async def connect(
             cgroups, journal = private.cgroup_root, private.journal_dir
         else:
             manager, cgroups, journal = await Manager.connect(scope), cgroup_root(), None
-        host = _host(scope, manager.version, instance)
-        backend = SystemdBackend(manager, host, cgroups, Journal(scope, instance, journal, model_ids))
+        environments = Environments(runtime_dir / ENVIRONMENTS) if scope == "system" else None
+        host = _host(scope, manager.version, instance, runtime_dir)
+        backend = SystemdBackend(manager, host, cgroups, Journal(scope, instance, journal, model_ids), environments)
         try:
             yield backend
         finally:
             await manager.close()
+            if environments:
+                environments.remove_if_empty()
     finally:
         if private and not (backend and backend.is_leaving):
             await private.stop()
@@ -60,8 +66,8 @@ def delegated(manager: DelegatingManager, model_ids: Callable[[], Collection[str
 async def dry_host(wanted: Wanted | Literal["launcher"], instance: str) -> Host:
     """Return what units would take from this machine, without a connection: for printing them."""
     if wanted == "launcher":
-        return launcher_host(NEWEST, delegation.LAUNCHER_DIR / "env")
-    return _host(await choose_scope(wanted), NEWEST, instance)
+        return launcher_host(NEWEST, delegation.LAUNCHER_DIR / ENVIRONMENTS)
+    return _host(await choose_scope(wanted), NEWEST, instance, runtime_path(instance))
 
 
 def launcher_host(version: int, environments: Path) -> Host:
@@ -77,16 +83,23 @@ def launcher_host(version: int, environments: Path) -> Host:
     )
 
 
-def _host(scope: Scope, version: int, instance: str) -> Host:
+def _host(scope: Scope, version: int, instance: str, runtime_dir: Path) -> Host:
     directory = os.getcwd()
-    return Host(version, directory, instance, environment(scope), lambda name: program.find(name, directory))
+    return Host(
+        version,
+        directory,
+        instance,
+        environment(scope),
+        lambda name: program.find(name, directory),
+        environment_file=str(runtime_dir / ENVIRONMENTS) if scope == "system" else "",
+    )
 
 
 def environment(scope: Scope, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return what of our environment is written into the models' units.
 
-    llama-swap's models inherit all of it. On the system manager every local user can read a unit's environment over the
-    bus, so there it is only where programs are found. A private manager has inherited ours itself.
+    llama-swap's models inherit all of it. On the system manager they run as whomever the file says, who has no business
+    with root's, so there it is only where programs are found. A private manager has inherited ours itself.
     """
     if scope == "system":
         return {name: environ[name] for name in ("PATH",) if name in environ}

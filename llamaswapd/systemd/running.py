@@ -164,6 +164,10 @@ class RunningUnit:
         self._watch = await self._manager.watch(self.name, self._path, self._changed)
         self._watch.gone.add_done_callback(self._gone)
 
+    def when_gone(self, act: Callable[[asyncio.Future[None]], None]) -> None:
+        """Have something done when the unit is gone, or when nobody will know; the future given says which."""
+        self._watch.gone.add_done_callback(act)
+
     async def stop(self, grace_s: float) -> None:
         """Stop it; return when it is gone, which systemd says once its cgroup is empty. SIGKILL after `grace_s`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -109,6 +110,23 @@ class TestFiles:
         (tmp_path / "link.yaml").symlink_to(file)
         os.lchown(tmp_path / "link.yaml", NOBODY, -1)
         assert f"{tmp_path}/link.yaml belongs to user nobody" in refused(tmp_path / "link.yaml")
+
+    def test_behind_a_link_to_where_the_launcher_may_not_look_are_not_believed(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home = tmp_path / "home"
+        (tmp_path / "link.yaml").symlink_to(home / "joe" / "models.yaml")
+        lstat = os.lstat
+
+        def hidden(path: str) -> os.stat_result:
+            if str(path).startswith(f"{home}/"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return lstat(path)
+
+        monkeypatch.setattr(os, "lstat", hidden)
+        assert re.search(
+            r"link.yaml: leads to where the launcher may not look, such as /home", refused(tmp_path / "link.yaml")
+        )
 
     def test_behind_links_without_an_end_end_the_search(self, tmp_path: Path) -> None:
         (tmp_path / "a").symlink_to("b")

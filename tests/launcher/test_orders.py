@@ -60,7 +60,7 @@ def make(manager: Manager, file: Path, tmp_path: Path) -> Make:
             find=lambda name: f"/bin/{name}",
             # As a user's manager cannot make users of its own.
             defaults={},
-            environment_file=str(secrets.environments),
+            environment_file=str(secrets.environments.directory),
         )
         return Orders(manager, host, secrets, [file], config_dir, os.geteuid(), held_s)
 

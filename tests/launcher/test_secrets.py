@@ -7,8 +7,6 @@ from pathlib import Path
 
 from llamaswapd.launcher.secrets import KEY_BYTES, Secrets
 
-UNIT = r"llamaswapd-model-org\x2fqwen.service"
-
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -24,26 +22,6 @@ def test_the_key_is_the_same_for_the_next_launcher(tmp_path: Path) -> None:
 def test_half_a_key_is_none(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"short")
     assert len(Secrets(tmp_path).key()) == KEY_BYTES
-
-
-def test_an_environment_is_roots_alone_and_goes_with_its_unit(tmp_path: Path) -> None:
-    secrets = Secrets(tmp_path)
-    secrets.keep_environment(UNIT, "A=1\n")
-    secrets.keep_environment(UNIT, "A=2\n")
-    assert (tmp_path / "env" / UNIT).read_text() == "A=2\n"
-    assert stat.S_IMODE((tmp_path / "env" / UNIT).stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "env").stat().st_mode) == 0o700
-    secrets.forget_environment(UNIT)
-    secrets.forget_environment(UNIT)
-    assert names(tmp_path / "env") == []
-
-
-def test_what_a_launcher_that_died_left_is_cleared_away(tmp_path: Path) -> None:
-    secrets = Secrets(tmp_path)
-    for name in (UNIT, "other"):
-        secrets.keep_environment(name, "A=1\n")
-    secrets.forget_others([UNIT])
-    assert names(tmp_path / "env") == [UNIT]
 
 
 def test_what_a_launcher_had_half_written_when_it_was_killed_is_cleared_away(tmp_path: Path) -> None:

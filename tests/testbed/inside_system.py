@@ -64,6 +64,7 @@ models:
       LimitNOFILE: 4096
       ProtectSystem: strict
       NoNewPrivileges: yes
+  secretive: {{cmd: "{SERVER} ${{PORT}}", env: ["TOKEN=h%sh $1"]}}
   dynamic:
     cmd: "{SERVER} ${{PORT}}"
     systemd: {{DynamicUser: yes, StateDirectory: llamaswapd-dynamic}}
@@ -263,6 +264,16 @@ def test_unit_settings_of_the_configuration_apply(client: Client) -> None:
     assert os.readlink(f"/proc/{pid}/cwd") == "/usr"
     assert os.stat(f"/proc/{pid}").st_uid == 65534
     assert os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/1/ns/mnt")
+
+
+def test_what_env_says_only_root_and_the_model_can_read(client: Client) -> None:
+    unit = client.load("secretive")
+    assert environment_of(main_pid(unit))["TOKEN"] == "h%sh $1"
+    file = Path(show(unit, "EnvironmentFiles")["EnvironmentFiles"].split()[0])
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert "h%sh" not in output("systemctl", "show", unit) + output("systemctl", "cat", unit)
+    client.unload("secretive")
+    assert not file.exists()
 
 
 def test_a_model_may_have_a_user_for_its_run_only(client: Client) -> None:
