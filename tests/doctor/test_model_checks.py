@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -44,6 +45,17 @@ def test_a_program_that_is_not_in_the_path_is_looked_for_elsewhere(folder: Folde
 def test_a_model_without_a_command_is_said_to_have_none_and_no_more(folder: Folder) -> None:
     said = [str(found) for check in CHECKS for found in of(check, folder, folder.case("", proxy="http://localhost:9"))]
     assert said == ["problem  qwen: has no command; set cmd"]
+
+
+def test_a_program_on_a_file_system_without_programs_is_named(folder: Folder) -> None:
+    class NoExec(type(folder.machine)):  # type: ignore[misc]
+        def is_noexec(self, name: str) -> bool:
+            return name == "/srv/bin/server"
+
+    folder.put("/srv/bin/server", mode=0o755)
+    machine = NoExec(**{each.name: getattr(folder.machine, each.name) for each in dataclasses.fields(folder.machine)})
+    [found] = program(machine, folder.case("/srv/bin/server"))
+    assert (found.level, found.value) == ("problem", "is on a file system that is mounted noexec")
 
 
 def test_a_program_in_somebodys_home_names_the_home(folder: Folder) -> None:

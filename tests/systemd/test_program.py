@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from llamaswapd.errors import StartError
+from llamaswapd.errors import NotStarted, StartError
 from llamaswapd.systemd import program
 
 
@@ -59,3 +60,21 @@ def test_what_cannot_be_run_is_refused_with_the_systems_reason(folder: Path, wor
 
 def test_a_program_in_a_root_directory_of_the_units_own_is_not_looked_for_here(folder: Path) -> None:
     program.check(["/in/the/image/server"], str(folder), {"RootImage"})
+
+
+def test_what_only_the_model_may_see_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(program.os, "stat", refuse)
+    program.check(["/home/alice/server"], "/", (), is_for_others=True)
+    with pytest.raises(NotStarted, match="permission denied"):
+        program.check(["/home/alice/server"], "/", ())
+
+
+def test_what_nobody_may_execute_is_said_of_others_programs_too(folder: Path) -> None:
+    (folder / "server").chmod(0o644)
+    with pytest.raises(NotStarted, match="permission denied"):
+        program.check([f"{folder}/server"], "/", (), is_for_others=True)
+    (folder / "server").chmod(0o641)
+    program.check([f"{folder}/server"], "/", (), is_for_others=True)
