@@ -81,7 +81,8 @@ def sources(files: Sequence[str | Path], config_dir: str | Path | None = None) -
         entries = sorted(Path(config_dir).iterdir())
     except OSError as error:
         raise _unusable(f"-config-dir {config_dir}: {error.strerror}") from None
-    found = [path for path in entries if path.name.endswith((".yml", ".yaml")) and not path.is_dir()]
+    # Not path.is_dir(), which raises for some links; what cannot be looked at is said of by who reads it.
+    found = [path for path in entries if path.name.endswith((".yml", ".yaml")) and not os.path.isdir(path)]
     for file in given:
         if os.path.abspath(file) in map(os.path.abspath, found):
             raise _unusable(f"-config path {file} is also present in -config-dir {config_dir}; remove it from one")

@@ -36,6 +36,12 @@ def test_a_directory_is_read_by_file_name_after_the_file(tmp_path: Path) -> None
     assert [path.name for path in found] == ["main.yaml", ".yaml", "Z.yaml", "a.yml", "b.yaml"]
 
 
+def test_a_link_that_cannot_be_followed_is_left_to_whoever_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("n" * 300)
+    assert sources([], tmp_path) == [tmp_path / "a.yaml"]
+    assert refusal([], tmp_path).endswith(f"failed to read config {tmp_path}/a.yaml: File name too long")
+
+
 def test_something_must_be_given() -> None:
     assert refusal([]) == "at least one of -config or -config-dir must be provided"
 
