@@ -36,10 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = VERBS.get(arguments[0]) if arguments else None
     try:
-        return verb(arguments[1:]) if verb is not None else serve(arguments)
+        return _printed(verb, arguments[1:]) if verb is not None else serve(arguments)
     except Error as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _printed(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a verb whose reader, such as head(1), may stop reading; that ends it without a word."""
+    try:
+        status = verb(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        return 1
+    return status
 
 
 def serve(arguments: Sequence[str]) -> int:

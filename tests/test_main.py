@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +104,13 @@ def test_what_is_the_launchers_is_refused_with_it(
 def test_the_launcher_wants_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launcher"]) == 1
     assert "at least one of -config or -config-dir must be provided" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_ends_a_verb_without_a_word() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    ended = subprocess.run(
+        [sys.executable, "-m", "llamaswapd", "schema"], stdout=theirs, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (1, b"")
