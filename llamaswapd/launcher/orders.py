@@ -137,9 +137,12 @@ class Orders:
     async def _start(self, spec: UnitSpec) -> str:
         before = self._watches.get(spec.name)
         watch = await self._watch(spec.name)
-        self._secrets.environments.keep(spec.name, spec.environment_file)
         try:
+            self._secrets.environments.keep(spec.name, spec.environment_file)
             return await self._manager.order_start(spec.name, spec.properties)
+        except NotStarted:
+            watch.set_gone()
+            raise
         except Refused as error:
             if error.name != UNIT_EXISTS:
                 watch.set_gone()

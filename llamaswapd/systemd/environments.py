@@ -12,6 +12,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from llamaswapd.errors import NotStarted
+
 
 class Environments:
     """A directory with one file for each unit; its methods block for as long as a file system in memory does."""
@@ -23,8 +25,12 @@ class Environments:
         remove_unfinished(directory)
 
     def keep(self, unit: str, text: str) -> None:
-        """Have systemd find this environment, in the format of systemd.exec(5), EnvironmentFile=."""
-        write_private(self.directory / unit, text.encode())
+        """Have systemd find this environment, in the format of systemd.exec(5), EnvironmentFile=. Raises NotStarted."""
+        try:
+            write_private(self.directory / unit, text.encode())
+        except OSError as error:
+            what = f"the environment of {unit} cannot be written to {self.directory}: {error.strerror}"
+            raise NotStarted(f"{what}; see what fills it with df {self.directory}") from error
 
     def forget(self, unit: str) -> None:
         """Remove a unit's environment, if there is one."""
@@ -46,9 +52,13 @@ def write_private(path: Path, content: bytes) -> None:
     """Replace a file in one step: what is there is whole, and was never anybody else's to read."""
     # A hidden name, which no unit has.
     new = path.with_name(f".{secrets.token_hex(8)}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    new.replace(path)
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -342,6 +342,17 @@ async def test_a_unit_that_runs_is_followed_once_however_often_it_is_to_be_start
     assert environments(tmp_path) == []
 
 
+async def test_a_unit_whose_environment_cannot_be_written_is_not_followed(starting: Starting, tmp_path: Path) -> None:
+    slow, start = starting
+    (tmp_path / "env" / UNIT).mkdir()  # a full disk, as far as writing goes
+    with pytest.raises(NotStarted, match="the environment of"):
+        await start()
+    (watch,) = slow.watches
+    assert watch.gone.done()
+    (tmp_path / "env" / UNIT).rmdir()
+    assert await start()
+
+
 async def test_while_the_bus_is_away_an_environment_is_kept_for_the_next_launcher(
     starting: Starting, tmp_path: Path
 ) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from llamaswapd.launcher.secrets import KEY_BYTES, Secrets
+import pytest
+
+from llamaswapd.config.schema import Config
+from llamaswapd.launcher.secrets import KEY_BYTES, Secrets, Told
 
 
 def names(folder: Path) -> list[str]:
@@ -31,3 +34,10 @@ def test_what_a_launcher_had_half_written_when_it_was_killed_is_cleared_away(tmp
     Secrets(tmp_path)
     assert names(tmp_path) == ["env", "key"]
     assert names(tmp_path / "env") == []
+
+
+def test_what_another_version_was_told_is_not_gone_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Secrets(tmp_path).keep_configs([Told(Config(), 1.0)])
+    assert len(Secrets(tmp_path).kept_configs()) == 1
+    monkeypatch.setattr("llamaswapd.launcher.secrets.__version__", "9.9")
+    assert Secrets(tmp_path).kept_configs() == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
+import pytest
+
+from llamaswapd.errors import NotStarted
 from llamaswapd.systemd.environments import Environments
 
 UNIT = r"llamaswapd-model-org\x2fqwen.service"
@@ -42,3 +47,15 @@ def test_the_directory_stays_as_long_as_a_unit_needs_it(tmp_path: Path) -> None:
     environments.forget(UNIT)
     environments.remove_if_empty()
     assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = Environments(tmp_path / "env")
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(NotStarted, match=r"cannot be written to .*/env: No space left on device; see what fills it"):
+        environments.keep(UNIT, "A=1\n")
+    assert names(tmp_path / "env") == []
