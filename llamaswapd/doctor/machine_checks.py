@@ -246,12 +246,19 @@ def _launcher_unit(machine: Machine) -> Iterator[Finding]:
         yield ok("launcher", f"is {state or 'known to the bus'}; the bus starts it when it is needed")
 
 
+_HOMES = {"/home", "/root", "/run/user"}  # what ProtectHome= of the launcher hides, systemd.exec(5)
+_NO_LINK = "put the file itself into /etc/llamaswapd, in place of a link"
+
+
 def owners(machine: Machine, situation: Situation) -> Iterator[Finding]:
     """Can somebody but root write what root does? The launcher would refuse it."""
     if not situation.is_packaged:
         return
-    steps = {step: found for file in situation.files for step, found in way(machine, file) if found}
+    ways = {file: {step: found for step, found in way(machine, file) if found} for file in situation.files}
+    hidden = [file for file, steps in ways.items() if _HOMES & steps.keys()]
+    steps = {step: found for file, steps in ways.items() if file not in hidden for step, found in steps.items()}
     bad = [finding for step, found in steps.items() for finding in _owner(machine, step, found)]
+    bad += [problem(file, "leads into a home, where the launcher may not look", _NO_LINK) for file in hidden]
     yield from bad
     if any(map(machine.exists, situation.files)) and not bad:
         yield ok("configuration", "can be written by root alone")

@@ -243,6 +243,15 @@ def test_what_a_link_leads_to_and_by_is_the_launchers_too(folder: Folder) -> Non
     assert ("/srv/shared", "chmod go-w /srv/shared") in found
 
 
+def test_no_home_is_to_become_roots_for_a_link_into_it(folder: Folder) -> None:
+    folder.put("/home/alice/config.yaml").parent.chmod(0o777)
+    folder.put("/etc/llamaswapd/credentials/KEY", mode=0o600).parent.chmod(0o700)
+    (folder.root / "etc/llamaswapd/config.yaml").symlink_to("/home/alice/config.yaml")
+    found = problems(of(owners, folder, folder.situation(files=("/etc/llamaswapd/config.yaml",))))
+    remedy = "put the file itself into /etc/llamaswapd, in place of a link"
+    assert found == [("/etc/llamaswapd/config.yaml", remedy)]
+
+
 @pytest.mark.parametrize(
     ("cmd", "fields", "is_refused"),
     [
