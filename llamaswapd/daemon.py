@@ -531,7 +531,8 @@ def bind(address: str) -> list[socket.socket]:
         return [socket.create_server(("", int(port)), backlog=BACKLOG)]
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {address}: {error.strerror or error}; choose another -listen address"
+            f"cannot listen on {address}: {error.strerror or error}; "
+            "choose another address, by -listen or the socket unit"
         ) from error
 
 

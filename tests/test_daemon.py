@@ -605,6 +605,7 @@ def test_an_address_in_use_is_exit_status_1(folder: Path) -> None:
         done = run("--config", folder / "c.yaml", f"--listen={address}", folder=folder)
     assert done.returncode == 1
     assert f"cannot listen on {address}: Address already in use" in done.stderr
+    assert "choose another address, by -listen or the socket unit" in done.stderr
 
 
 @pytest.fixture

@@ -92,6 +92,10 @@ class TestEachFlavour:
         for key in ("Wants", "After"):
             assert "llamaswapd.socket" in service["Unit"][key].split()
 
+    def test_leaves_no_socket_behind(self, folder: Path) -> None:
+        _, listener = of_folder(folder)
+        assert listener["Socket"]["RemoveOnStop"] == "yes"
+
     def test_is_limited_by_no_number_of_starts(self, folder: Path) -> None:
         service, listener = of_folder(folder)
         assert service["Unit"]["StartLimitIntervalSec"] == listener["Socket"]["TriggerLimitIntervalSec"] == "0"
