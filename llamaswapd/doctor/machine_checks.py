@@ -239,8 +239,13 @@ def launcher(machine: Machine, situation: Situation) -> Iterator[Finding]:
 
 
 def _launcher_unit(machine: Machine) -> Iterator[Finding]:
-    state = (machine.ask(["systemctl", "show", "-P", "ActiveState", "llamaswapd-launcher.service"]) or "").strip()
-    if state == "failed":
+    loaded, state = (
+        (machine.ask(["systemctl", "show", "-P", name, "llamaswapd-launcher.service"]) or "").strip()
+        for name in ("LoadState", "ActiveState")
+    )
+    if loaded == "masked":
+        yield problem("launcher", "is masked, so the bus cannot start it", "systemctl unmask llamaswapd-launcher")
+    elif state == "failed":
         yield problem("launcher", "has failed", "journalctl -u llamaswapd-launcher -n 20")
     else:
         yield ok("launcher", f"is {state or 'known to the bus'}; the bus starts it when it is needed")

@@ -210,6 +210,7 @@ def test_what_of_the_package_is_missing_is_to_be_installed_again(folder: Folder)
         ('as 1 "org.example"', "", "problem"),
         ('as 1 "org.llamaswapd.Launcher1"', "inactive\n", "ok"),
         ('as 1 "org.llamaswapd.Launcher1"', "failed\n", "problem"),
+        ('as 1 "org.llamaswapd.Launcher1"', "masked\n", "problem"),
     ],
 )
 def test_the_bus_knows_the_launcher(folder: Folder, activatable: str | None, state: str, level: str) -> None:
