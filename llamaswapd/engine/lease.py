@@ -67,9 +67,9 @@ class Lease:
         if self.error is not None:
             raise self.error
 
-    async def cause(self) -> str | None:
-        """Say how the model's unit ended, if it has or does so within a second: `killed by SIGKILL (oom-kill)`."""
-        return await self.run.cause() if self.run is not None else None
+    async def cause(self, within_s: float | None = None) -> str | None:
+        """Say how the model's unit ended, if it has or does so in time, a second: `killed by SIGKILL (oom-kill)`."""
+        return await self.run.cause(within_s) if self.run is not None else None
 
     def grant(self, run: Run | None) -> None:
         self.is_granted, self.run, self.granted_at = True, run, time.monotonic()

@@ -59,13 +59,13 @@ class Run:
         self.grace_s = grace_s
         self.stop_ordered.set()
 
-    async def cause(self) -> str | None:
+    async def cause(self, within_s: float | None = None) -> str | None:
         if self.unit is None:
             return None
         if self.stop_ordered.is_set():
             return "the model was unloaded"
         try:
-            async with asyncio.timeout(EXPLAIN_WITHIN_S):
+            async with asyncio.timeout(EXPLAIN_WITHIN_S if within_s is None else within_s):
                 return str(await asyncio.shield(self.unit.ended))
         except TimeoutError:
             return None

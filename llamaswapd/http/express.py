@@ -404,7 +404,10 @@ class Exchange(Relay):
         assert self.lease is not None
         failure = await explained(self.lease, self.lease.model, error)
         self._task = None
-        self._fail(failure)
+        if failure is None:
+            self._answered(self.status, self.size)
+        else:
+            self._fail(failure)
 
     def _fail(self, error: Error) -> None:
         """Answer with an error, or show the client that its answer is cut."""

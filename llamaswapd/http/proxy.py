@@ -228,6 +228,9 @@ class Proxy:
             await self._exchange(request, relay, target, body, path)
         except UpstreamError as error:
             failure = await explained(relay.lease, target, error)
+            if failure is None:
+                relay.end_whole()
+                return
             if not relay.has_begun:
                 raise failure from error
             log.warning("answer cut after %d bytes: %s", relay.size, failure)

@@ -19,6 +19,7 @@ from llamaswapd.activity.record import Pieces
 from llamaswapd.engine import Lease
 from llamaswapd.errors import Error, UpstreamError, envelope
 from llamaswapd.http.kept import Budget, KeptAnswer, KeptRequest
+from llamaswapd.http.upstream import MayBeCut
 from llamaswapd.http.wire import SWITCHING_PROTOCOLS, BodyKind, Chunked, Framing, Shape, UntilClose, names_in
 from llamaswapd.observe import Inflight, InflightEntry, Pairs
 
@@ -197,9 +198,19 @@ class Relay(InflightEntry):
 
     def on_end(self) -> None:
         self._upstream = None
+        if self.lease is not None and isinstance(self.framing, UntilClose) and self._is_of_events():
+            self.over(MayBeCut("its stream ended with its connection"))
+            return
+        self.end_whole()
+        self.over(None)
+
+    def end_whole(self) -> None:
+        """The answer is complete: end what of its form is ours."""
         if self._has_own_stream:
             self.end_stream()
-        self.over(None)
+
+    def _is_of_events(self) -> bool:
+        return self.answer is not None and self.answer[0].is_event_stream
 
     def on_failure(self, error: UpstreamError) -> None:
         self._upstream = None
@@ -250,8 +261,7 @@ class Relay(InflightEntry):
         self.keep_alive = False
         self.failure = error
         transport = self.connection.transport
-        is_event_stream = self._has_own_stream or (self.answer is not None and self.answer[0].is_event_stream)
-        if is_event_stream and self._is_between_chunks():
+        if (self._has_own_stream or self._is_of_events()) and self._is_between_chunks():
             # The blank line ends what the model had begun of an event, and means nothing if there was nothing.
             self._write_content(b"\n\n" + _event(envelope(error.status, str(error))))
         elif isinstance(self.framing, UntilClose) or not self._is_http11:

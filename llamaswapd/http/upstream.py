@@ -333,6 +333,10 @@ class Stale(UpstreamError):
         self.pool = pool
 
 
+class MayBeCut(UpstreamError):
+    """An answer ended as it should, with its connection; but so does one whose server is killed."""
+
+
 class NotHttp(UpstreamError):
     """The server answered what cannot be read: it is alive, and no reason of systemd's will explain it."""
 

@@ -176,7 +176,7 @@ class Lease:
         if self._engine.failure is not None:
             raise self._engine.failure
 
-    async def cause(self) -> str | None:
+    async def cause(self, within_s: float | None = None) -> str | None:
         return await self._engine.explain()
 
 

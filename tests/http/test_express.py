@@ -428,6 +428,29 @@ async def test_a_stream_that_breaks_off_is_cut_alike_on_either_way(ordinary: Cal
     assert b"oom-kill" in answers[0]
 
 
+@pytest.mark.parametrize("cause", [None, "killed by SIGKILL"])
+async def test_a_stream_that_ends_with_its_connection_is_whole_if_its_model_lives(
+    ordinary: Callable[[], None], cause: str | None
+) -> None:
+    async def end(call: Call) -> None:
+        await call.read_body()
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        call.close()
+
+    async with house_of(end) as (it, _):
+        it.engine.cause = cause
+        answers = []
+        for _ in range(2):
+            client = await it.connect()
+            client.writer.write(PLAIN["a short question"])
+            answers.append(await client.reader.read())
+            ordinary()
+        assert it.engine.leases == 0
+    assert answers[0] == answers[1]
+    assert answers[0].endswith(b"\r\n\r\ndata: 1\n\n") == (cause is None)
+    assert (b'"error"' in answers[0] and b"killed by SIGKILL" in answers[0]) == (cause is not None)
+
+
 async def test_a_client_that_leaves_gives_everything_back() -> None:
     left = asyncio.Event()
 
