@@ -35,6 +35,8 @@ from watchdog.events import (
 from watchdog.observers.api import ObservedWatch
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 
+from llamaswapd.links import steps
+
 log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 0.1  # a deployment writes several files, and an editor does several things to one
@@ -42,7 +44,6 @@ PATIENCE_S = 30.0  # a file that looks unfinished for so long, and unchanged, wa
 
 # Where the kernel keeps the limit that each error of inotify_add_watch(2) and inotify_init(2) stands for.
 _LIMITS = {errno.ENOSPC: "fs.inotify.max_user_watches", errno.EMFILE: "fs.inotify.max_user_instances"}
-_MOST_LINKS = 40  # path_resolution(7)
 _MOUNT_POINT = re.compile(rb"^(?:\S+ ){4}(\S+)", re.MULTILINE)  # proc_pid_mountinfo(5)
 
 
@@ -222,23 +223,11 @@ def _scene(paths: Callable[[], Iterable[Path]]) -> Scene:
 
 def _way(path: str) -> Iterator[str]:
     """Yield each symbolic link on the way to a path, and at last where it leads, which need not exist."""
-    ahead = (path if os.path.isabs(path) else os.path.join(os.getcwd(), path)).split("/")[::-1]
-    here, links = "/", 0
-    while ahead:
-        name = ahead.pop()
-        there = os.path.dirname(here) if name == ".." else os.path.join(here, "" if name == "." else name)
-        try:
-            target = os.readlink(there.rstrip("/") or "/")
-        except OSError:  # no link, or nothing there
-            here = there.rstrip("/") or "/"
-            continue
-        yield there
-        links += 1
-        if links > _MOST_LINKS:
-            return
-        ahead += target.split("/")[::-1]
-        here = "/" if target.startswith("/") else here
-    yield here
+    step = ""
+    for step, is_link in steps(os.path.join(os.getcwd(), path)):
+        if is_link:
+            yield step
+    yield step
 
 
 def _places(path: str) -> Iterator[tuple[str, str]]:

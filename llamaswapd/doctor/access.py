@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llamaswapd.doctor.machine import Machine
+from llamaswapd.links import steps
 
 READ, WRITE, EXECUTE = 4, 2, 1
 _VERBS = {READ: "read", EXECUTE: "executed", READ | WRITE: "used", READ | EXECUTE: "listed"}
-_MOST_LINKS = 40  # path_resolution(7)
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,17 @@ def obstacle(machine: Machine, path: str, who: Identity, want: int, hidden: Sequ
 
 def way(machine: Machine, path: str) -> Iterator[tuple[str, os.stat_result | None]]:
     """Yield every step from / to the file, links and where they lead included; None for what does not exist."""
-    ahead, here, links = path.split("/")[::-1], "/", 0
-    yield here, machine.lstat(here)
-    while ahead:
-        there = os.path.normpath(os.path.join(here, ahead.pop()))
-        if there == here:
-            continue
+    last_link = ""
+    for step, is_link in steps(path, machine.readlink):
         try:
-            found = machine.lstat(there)
+            found = machine.lstat(step)
         except OSError:
-            yield there, None
+            yield step, None
             return
-        yield there, found
-        if not stat.S_ISLNK(found.st_mode):
-            here = there
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            yield there, None
-            return
-        target = machine.readlink(there)
-        ahead += target.split("/")[::-1]
-        here = "/" if target.startswith("/") else os.path.dirname(there)
+        yield step, found
+        last_link = step if is_link else ""
+    if last_link:  # one too many
+        yield last_link, None
 
 
 def resolved(machine: Machine, path: str) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import ConfigError, Problem
+from llamaswapd.links import steps
 from llamaswapd.systemd.unit import Host, Settings, build
 
 ROOT = 0
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH  # an access control list that lets somebody write shows as the group's, acl(5)
-_MOST_LINKS = 40  # path_resolution(7)
 _HIDDEN = "where the launcher may not look, such as /home; put the file itself into /etc/llamaswapd, in place of a link"
 
 
@@ -30,30 +30,11 @@ def check_files(paths: Iterable[Path], owner: int = ROOT) -> None:
 
 
 def _doubts(path: Path, owner: int) -> Iterator[str]:
-    *way, end = _way(os.path.join(os.getcwd(), path))  # not abspath(): after a link `..` is another folder
+    # Not abspath(): after a link `..` is another folder.
+    *way, end = (step for step, _ in steps(os.path.join(os.getcwd(), path)))
     for step in way:
         yield from _doubt(step, owner, may_be_sticky=True)
     yield from _doubt(end, owner, may_be_sticky=False)
-
-
-def _way(path: str) -> Iterator[str]:
-    """Yield everything that decides what is at an absolute path, symbolic links and where they lead included."""
-    ahead, here, links = path.split("/")[::-1], "/", 0
-    yield here
-    while ahead:
-        there = os.path.normpath(os.path.join(here, ahead.pop()))
-        if there == here:
-            continue
-        yield there
-        here = there
-        if os.path.islink(there):
-            links += 1
-            if links > _MOST_LINKS:
-                return  # to be read it is no better
-            ahead += os.readlink(there).split("/")[::-1]
-            here = os.path.dirname(there)
-            if os.readlink(there).startswith("/"):
-                here = "/"
 
 
 def _doubt(path: str, owner: int, *, may_be_sticky: bool) -> Iterator[str]:
