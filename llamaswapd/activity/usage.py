@@ -56,7 +56,7 @@ def at_a_glance(body: bytes, *, is_chunked: bool) -> tuple[Tokens, float] | None
     That is so if its last member is `usage`, and for one without any of the words in one chunk. The framing needs no
     removing: where it stands inside of JSON, that is none any more.
     """
-    at = body.find(b'"usage"')
+    at = body.rfind(b'"usage"')
     if body.find(b'"timings"') >= 0 or body.find(b'"metrics"') >= 0:
         return None
     if at < 0:

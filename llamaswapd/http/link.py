@@ -45,8 +45,10 @@ class Link(asyncio.BufferedProtocol):
             return
         sent = 0
         if self._fd >= 0 and not transport.get_write_buffer_size():
-            with suppress(OSError):  # the socket is full, or broken, which the transport will notice and tell
+            try:  # noqa: SIM105, three calls more for every token
                 sent = os.write(self._fd, data)
+            except OSError:  # the socket is full, or broken, which the transport will notice and tell
+                pass
             if sent == len(data):
                 return
         if isinstance(data, memoryview):  # of the read buffer, which is filled again before the rest is sent
