@@ -24,7 +24,7 @@ from llamaswapd.launcher.secrets import Secrets, Told
 from llamaswapd.systemd import delegation, keeper, program
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
-from llamaswapd.systemd.unit import Host, UnitSpec, build, object_path, pattern, unit_name, unusable_environment
+from llamaswapd.systemd.unit import Host, UnitSpec, build, object_path, oddities, pattern, unit_name
 from llamaswapd.systemd.watched import Watch
 
 log = logging.getLogger(__name__)
@@ -124,10 +124,8 @@ class Orders:
         """Start the unit of a model that is still what the fingerprint says; return the path of the job."""
         model = await self._model(model_id, port, fingerprint)
         spec = build(model, self._host)
-        for name in spec.left_out:
-            log.warning("<%s> systemd %d does not know %s=, left out", model.id, self._host.version, name)
-        for name in unusable_environment(model):
-            log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
+        for oddity in oddities(spec, model, self._host):
+            log.warning("<%s> %s", model.id, oddity)
         await asyncio.to_thread(
             program.check, split(model.cmd), self._host.directory, model.systemd, is_for_others=True
         )

@@ -122,10 +122,8 @@ class SystemdBackend:
         """Return what has the unit started, when called for a watch of it. Raises NotStarted."""
         await asyncio.to_thread(self._check, model, words)
         spec = unit.build(model, self._host)
-        for name in spec.left_out:
-            log.warning("<%s> systemd %d does not know %s=, left out", model.id, self.manager.version, name)
-        for name in unit.unusable_environment(model):
-            log.warning("<%s> env: %s is not NAME=value with a name that systemd takes, left out", model.id, name)
+        for oddity in unit.oddities(spec, model, self._host):
+            log.warning("<%s> %s", model.id, oddity)
 
         def order(watch: Watch) -> Awaitable[str]:
             if self._environments:

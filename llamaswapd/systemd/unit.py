@@ -253,6 +253,15 @@ def unusable_environment(model: ModelConfig) -> list[str]:
     return [entry.partition("=")[0] if "=" in entry else "***" for entry in model.env if not is_assignment(entry)]
 
 
+def oddities(spec: UnitSpec, model: ModelConfig, host: Host) -> list[str]:
+    """Return what of the model's settings its unit does not have, in words for the log."""
+    unknown = [f"systemd {host.version} does not know {name}=, left out" for name in spec.left_out]
+    return unknown + [
+        f"env: {name} is not NAME=value with a name that systemd takes, left out"
+        for name in unusable_environment(model)
+    ]
+
+
 def _merged(assignments: Iterable[str]) -> tuple[str, ...]:
     """Return `Environment=` values with the last assignment of each name: on the bus, two of one name are refused."""
     entries: dict[str, str] = {}

@@ -25,6 +25,7 @@ from llamaswapd.systemd.unit import (
     identity,
     model_id_of,
     object_path,
+    oddities,
     pattern,
     slice_name,
     to_unit_file,
@@ -187,6 +188,7 @@ def test_what_is_no_assignment_is_left_out_of_the_environment_and_named() -> Non
     odd = model(env=("A=1", "NOTHING", "1=2", "a.b=c"))
     assert value_of(build(odd, HOST), "Environment") == ["A=1"]
     assert unusable_environment(odd) == ["***", "1", "a.b"]
+    assert [text.split()[1] for text in oddities(build(odd, HOST), odd, HOST)] == ["***", "1", "a.b"]
 
 
 def test_what_belongs_to_the_daemons_own_unit_is_not_inherited() -> None:
@@ -271,6 +273,7 @@ def test_a_setting_that_systemd_does_not_know_yet_is_left_out() -> None:
     spec = build(newer, HOST)
     assert spec.left_out == ("PrivateTmp", "MemoryZSwapMax")
     assert "PrivateIPC" in spec.settings
+    assert oddities(spec, newer, HOST)[0] == f"systemd {HOST.version} does not know PrivateTmp=, left out"
     assert build(newer, dataclasses.replace(HOST, version=257)).left_out == ()
 
 
