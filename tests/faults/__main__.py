@@ -46,7 +46,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name matches this regular expression")
     parser.add_argument("--seed", default=str(int(time.time())), help="for the random moments")
     parser.add_argument("--out", type=Path, default=Path("build/faults.md"), help="the table (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=3, help="places at a time (default: %(default)s)")
+    # More than the machine has cores for, and its slowness is taken for the program's.
+    cores = max(2, os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=cores, help="places at a time (default: as many as cores)")
     parser.add_argument(
         "--here", default="", help="run in this place, which is here: private:NAME, system:NAME, user:NAME, vm:NAME"
     )
