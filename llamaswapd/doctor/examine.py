@@ -67,7 +67,8 @@ def _host(wanted: Wanted) -> tuple[Scope, Host, list[Finding]]:
         scope = "private" if wanted == "auto" else wanted
         here = os.getcwd()
         host = Host(NEWEST, here, find=lambda name: program.find(name, here))
-        return scope, host, [problem("manager", str(error), "see llamaswapd-units(7), MANAGERS")]
+        why = str(error).removeprefix("manager: ")
+        return scope, host, [problem("manager", why, "see llamaswapd-units(7), MANAGERS")]
 
 
 def _configuration(

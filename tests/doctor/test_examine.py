@@ -103,7 +103,9 @@ def test_a_manager_that_cannot_be_reached_is_a_problem_like_others(
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     found = list(examine(folder.machine, "user", [config], None))
-    assert [each.level for each in found if each.thing == "manager"] == ["problem"]
+    [about] = [each for each in found if each.thing == "manager"]
+    assert about.level == "problem"
+    assert about.value.startswith("user: ")
     assert [each for each in found if each.thing == "one: program /nowhere/server"]
 
 
