@@ -192,7 +192,7 @@ class SystemdBackend:
         began_usec = properties["ExecMainStartTimestampMonotonic"] or properties["InactiveExitTimestampMonotonic"]
         return Found(
             running,
-            fields.get("LLAMASWAP_MODEL") or unit.model_id_of(name, self._host.instance) or "",
+            unit.model_of(name, fields, self._host.instance),
             fields.get("LLAMASWAP_FINGERPRINT", ""),
             int(port) if port.isdecimal() else None,
             properties["ActiveState"] in UP and not running.ended.done(),

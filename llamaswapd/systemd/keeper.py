@@ -37,7 +37,7 @@ from llamaswapd.systemd.delegation import DelegatingManager
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import Manager, Property, Scope, bus_address
 from llamaswapd.systemd.running import RunningUnit
-from llamaswapd.systemd.unit import grace_s, identity, object_path, pattern
+from llamaswapd.systemd.unit import grace_s, identity, model_of, object_path, pattern
 
 log = logging.getLogger(__name__)
 
@@ -401,7 +401,7 @@ async def find(manager: Manager, instance: str) -> list[tuple[RunningUnit, float
         properties = await unit.take_over()
         fields = identity(properties)
         if isinstance(manager, DelegatingManager):
-            manager.know(fields.get("LLAMASWAP_MODEL", ""))
+            manager.know(model_of(name, fields, instance))
         ttl_s = fields.get(TTL, "")
         if ttl_s.isdecimal():
             found.append((unit, float(ttl_s), grace_s(properties)))

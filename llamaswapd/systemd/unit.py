@@ -318,6 +318,15 @@ def identity(properties: Mapping[str, Any]) -> dict[str, str]:
     return dict(entry.partition("=")[::2] for entry in entries)
 
 
+def model_of(name: str, fields: Mapping[str, str], instance: str = "") -> str:
+    """Return the id of the model that a unit runs, "" if nobody knows; `fields`: its `identity`.
+
+    Its name says it, but for a shortened one. systemd writes the fields without quotes, and what stands behind a blank
+    is forgotten when it reads its own files anew (seen with 252 and 257).
+    """
+    return model_id_of(name, instance) or fields.get("LLAMASWAP_MODEL", "")
+
+
 def grace_s(properties: Mapping[str, Any]) -> float:
     """Return the seconds that a unit may take to stop, by what systemd says of it."""
     limit_usec = properties["TimeoutStopUSec"]

@@ -324,17 +324,19 @@ class TestFinding:
         (found,) = await backend.find()
         assert found.grace_s == UNLIMITED_GRACE_S
 
-    async def test_one_whose_file_cannot_be_read_any_more_is_found(
-        self, private: Any, earlier: SystemdBackend, backend: SystemdBackend
+    @pytest.mark.parametrize("id_", ["m", "two words/and it's 100% 'odd\\"])
+    async def test_one_whose_file_systemd_reads_anew_is_found(
+        self, private: Any, earlier: SystemdBackend, backend: SystemdBackend, id_: str
     ) -> None:
-        unit = await earlier.start(model())
+        started = model(id=id_)
+        unit = await earlier.start(started)
         process = await asyncio.create_subprocess_exec(
             "systemctl", "--user", "daemon-reload", env={**os.environ, **private.environment}
         )
         assert await process.wait() == 0
         (found,) = await backend.find()
-        assert (found.is_up, found.unit.pid) == (True, unit.pid)
-        assert found.fingerprint == model().fingerprint
+        assert (found.model_id, found.is_up, found.unit.pid) == (id_, True, unit.pid)
+        assert found.fingerprint == started.fingerprint
 
 
 def properties(**others: Any) -> dict[str, Any]:
