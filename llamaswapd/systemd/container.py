@@ -1,4 +1,4 @@
-"""What a unit has in place of its usual settings when the model is a container. Pure.
+"""What a unit has in place of its usual settings when the model is a container, by a block or its command. Pure.
 
 podman's containers live in the unit's cgroup, docker's in one of the docker daemon's. Either way `ExecStopPost=` sees
 to it that none is left, however the client, its monitor or the server has ended.
@@ -6,8 +6,9 @@ to it that none is left, however the client, its monitor or the server has ended
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from llamaswapd.config import containers
 from llamaswapd.config.fingerprint import digest
@@ -20,6 +21,9 @@ Settings = Mapping[str, tuple[str, ...]]
 _CLIENT_S = 10
 # docker says it in the model's log if there is no container to remove.
 _SILENTLY = quote('exec "$$0" "$$@" >/dev/null 2>&1')
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # podman-run(1)
 
 
 def name(unit: str) -> str:
@@ -64,3 +68,42 @@ def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Setti
         "ExecStop": (f"-{docker} stop -t {grace_s} {called}",),
         "ExecStopPost": (remove,),
     }
+
+
+def settings_of_command(model: ModelConfig, argv: Sequence[str], find: Callable[[str], str]) -> Settings:
+    """Return what differs where a command of the user's own runs a container that has a name and is to be removed.
+
+    That is `podman run --rm --name qwen ...`, or docker's. Without --rm somebody may want to see what is left.
+    """
+    called = removed_by_name(argv)
+    if not called:
+        return {}
+    program = quote(find(argv[0]))
+    if os.path.basename(argv[0]) == "podman":
+        remove = f"-{program} rm --force --ignore --time=0 {called}"
+    else:
+        remove = f"-{quote(find('sh'))} -c {_SILENTLY} {program} rm --force {called}"
+    return {
+        "KillMode": ("mixed",),
+        "TimeoutStopSec": (str(model.unload_timeout + _CLIENT_S),),
+        "ExecStopPost": (remove, remove),  # twice, as above
+    }
+
+
+def removed_by_name(argv: Sequence[str]) -> str:
+    """Return the name of the container that a command runs and that goes with the unit; "" of any other command."""
+    client = os.path.basename(argv[0]) if argv else ""
+    if client not in ("podman", "docker") or argv[1:2] != ["run"] or "--rm" not in argv:
+        return ""
+    called = name_given(argv)
+    return called if _NAME.fullmatch(called) else ""
+
+
+def name_given(argv: Sequence[str]) -> str:
+    """Return the container's name by the command's first --name, "" if it has none."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--name":
+            return following
+        if word.startswith("--name="):
+            return word.partition("=")[2]
+    return ""

@@ -196,6 +196,8 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
         settings["TimeoutStopFailureMode"] = ("kill",)
     if model.container is not None:
         settings |= container.settings(model, name, host.find)
+    else:
+        settings |= container.settings_of_command(model, split(model.cmd), host.find)
     return {name: values for name, values in settings.items() if values}
 
 

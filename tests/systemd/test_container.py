@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llamaswapd.config.schema import Container, ModelConfig
-from llamaswapd.systemd.container import name
+from llamaswapd.systemd.container import Settings, name
 from llamaswapd.systemd.unit import Host, UnitSpec, build
 
 HOST = Host(version=257, directory="/srv", instance="eve", find=lambda program: f"/usr/bin/{program}")
@@ -65,6 +65,34 @@ def test_commands_of_the_models_own_come_before_the_removal() -> None:
     assert settings["ExecStopPost"][0] == "/usr/bin/true"
     assert len(settings["ExecStopPost"]) == 3
     assert settings["KillMode"] == ("control-group",)
+
+
+@pytest.mark.parametrize("name", ["--name own", "--name=own"])
+def test_what_a_command_of_the_users_own_runs_is_removed_as_well(name: str) -> None:
+    settings = own(f"podman run --rm {name} --cgroups=split image")
+    remove = "-/usr/bin/podman rm --force --ignore --time=0 own"
+    assert (settings["ExecStopPost"], settings["KillMode"]) == ((remove, remove), ("mixed",))
+    remove = own(f"docker run --rm {name} image")["ExecStopPost"][0]
+    assert remove.endswith(" /usr/bin/docker rm --force own")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "podman run --name own image",  # somebody may want to see it
+        "podman run --rm image",
+        "podman run --rm image --name",
+        "podman run --rm --name 'o;wn' image",
+        "podman start --rm --name own",
+        "server run --rm --name own",
+    ],
+)
+def test_any_other_command_is_none_of_a_containers(command: str) -> None:
+    assert "ExecStopPost" not in own(command)
+
+
+def own(command: str) -> Settings:
+    return build(ModelConfig(id="qwen", cmd=command, port=5800), HOST).settings
 
 
 def test_a_dollar_reaches_the_container() -> None:

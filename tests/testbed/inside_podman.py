@@ -51,6 +51,13 @@ models:
   deaf:
     unloadTimeout: 2
     {client}: {{image: {image}, args: "{server} ${{PORT}} --deaf --fork", volumes: {volumes}}}
+  own:
+    cmd: "{client} run --rm --name own {options} {image} {server} ${{PORT}} --slow-stop 0"
+    systemd: {{Delegate: yes}}
+  own-deaf:
+    unloadTimeout: 2
+    cmd: "{client} run --rm --name=own-deaf {options} {image} {server} ${{PORT}} --deaf --fork"
+    systemd: {{Delegate: yes}}
   hungry:
     {client}: {{image: {image}, args: "{server} ${{PORT}} --slow-stop 0 --memory 400", volumes: {volumes}}}
     systemd: {{MemoryMax: 200M, MemorySwapMax: 0}}
@@ -81,7 +88,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in ("bin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
     output("sh", "-c", f"tar -C {root} -cf {ARCHIVE} . && {CLIENT} import {ARCHIVE} {IMAGE}")
-    CONFIG.write_text(MODELS.format(client=CLIENT, image=IMAGE, server=SERVER, volumes=VOLUMES))
+    options = f"--network=host -v /usr:/usr:ro -v /etc:/etc:ro -v {TREE}:{TREE}:ro"
+    options += " --cgroups=split" if IS_PODMAN else ""
+    CONFIG.write_text(MODELS.format(client=CLIENT, image=IMAGE, server=SERVER, volumes=VOLUMES, options=options))
 
 
 @pytest.fixture(scope="module")
@@ -196,22 +205,24 @@ def this_run(model: str) -> list[str]:
     return [f"_SYSTEMD_INVOCATION_ID={show(unit_of(model), 'InvocationID')['InvocationID']}"]
 
 
-def test_one_that_ignores_sigterm_is_gone_when_its_time_is_over(client: Client) -> None:
-    status, text = client.ask("deaf")
+@pytest.mark.parametrize("model", ["deaf", "own-deaf"])
+def test_one_that_ignores_sigterm_is_gone_when_its_time_is_over(client: Client, model: str) -> None:
+    status, text = client.ask(model)
     assert status == 200, text
-    client.unload("deaf")
+    client.unload(model)
     nothing_is_left()
 
 
+@pytest.mark.parametrize("model", ["red", "own"])
 @pytest.mark.parametrize("victim", ["client", "monitor", "server"])
 def test_whichever_process_is_killed_nothing_is_left_and_the_next_request_starts_it_again(
-    client: Client, victim: str
+    client: Client, victim: str, model: str
 ) -> None:
-    server = load(client, "red")
-    os.kill({"client": main_pid(unit_of("red")), "monitor": monitor_pid(), "server": server}[victim], signal.SIGKILL)
+    server = load(client, model)
+    os.kill({"client": main_pid(unit_of(model)), "monitor": monitor_pid(), "server": server}[victim], signal.SIGKILL)
     eventually(lambda: not units("llamaswapd-held-model-*"), "the unit is gone")
     nothing_is_left()
-    load(client, "red")
+    load(client, model)
 
 
 def monitor_pid() -> int:
