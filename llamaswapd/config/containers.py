@@ -49,7 +49,7 @@ def _podman(block: Container) -> Iterator[str]:
     yield "--log-driver=none"
     # conmon would say it is the main process, and a container that runs is no model that has loaded.
     yield "--sdnotify=ignore"
-    yield from (f"--device=nvidia.com/gpu={name}" for name in _nvidia(block))  # by CDI
+    yield from (f"--device=nvidia.com/gpu={name}" for name in nvidia_gpus(block))  # by CDI
     if "amd" in block.gpus or "intel" in block.gpus:
         yield "--group-add=keep-groups"  # of a user who may use the devices; podman-run(1)
 
@@ -57,7 +57,7 @@ def _podman(block: Container) -> Iterator[str]:
 def _docker(model: ModelConfig, block: Container) -> Iterator[str]:
     yield from ("docker", "run")
     yield "--log-driver=none"
-    if nvidia := _nvidia(block):
+    if nvidia := nvidia_gpus(block):
         yield "--gpus=all" if nvidia == ["all"] else f'--gpus="device={",".join(nvidia)}"'
     if "amd" in block.gpus or "intel" in block.gpus:
         yield "--group-add=video"
@@ -79,7 +79,8 @@ def _common(model: ModelConfig, block: Container) -> Iterator[str]:
     yield from (f"--env={name}" for name in dict.fromkeys(e.partition("=")[0] for e in model.env if is_assignment(e)))
 
 
-def _nvidia(block: Container) -> list[str]:
+def nvidia_gpus(block: Container) -> list[str]:
+    """Return which of NVIDIA's GPUs a container gets: their numbers or ids, or `all`."""
     return [gpu for gpu in block.gpus if gpu == "all" or NVIDIA_GPU.fullmatch(gpu)]
 
 

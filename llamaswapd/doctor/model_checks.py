@@ -8,10 +8,12 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import urlsplit
 
+from llamaswapd.config.containers import nvidia_gpus
 from llamaswapd.doctor.access import EXECUTE, READ, Hidden, Identity, obstacle, resolved
 from llamaswapd.doctor.case import Case
 from llamaswapd.doctor.finding import Finding, ok, problem, unseen, warning
 from llamaswapd.doctor.machine import Machine
+from llamaswapd.systemd import container
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 
@@ -185,7 +187,8 @@ def accounts(machine: Machine, case: Case) -> Iterator[Finding]:
     user = case.last("User")
     if user and not case.is_on("DynamicUser") and machine.user(user) is None:
         yield problem(f"{case.id}: user {user}", "does not exist", f"useradd --system {shlex.quote(user)}")
-    for name in dict.fromkeys((*case.words_of("SupplementaryGroups"), *filter(None, [case.last("Group")]))):
+    own = [] if case.is_on("DynamicUser") else filter(None, [case.last("Group")])  # a dynamic one is made
+    for name in dict.fromkeys((*case.words_of("SupplementaryGroups"), *own)):
         if machine.group(name) is None:
             remedy = f"groupadd --system {shlex.quote(name)}"
             yield problem(f"{case.id}: group {name}", "does not exist, and the unit does not start without it", remedy)
@@ -211,6 +214,25 @@ def paths(machine: Machine, case: Case) -> Iterator[Finding]:
             if match and word not in ours and not machine.exists(match[1]):
                 remedy = f"ls -l {shlex.quote(_parent(match[1]))}"
                 yield problem(f"{case.id}: {name}={word}", "does not exist, and the unit does not start", remedy)
+    yield from _folder(machine, case)
+    yield from _devices(machine, case)
+
+
+def _folder(machine: Machine, case: Case) -> Iterator[Finding]:
+    folder = case.last("WorkingDirectory") if "WorkingDirectory" in case.model.systemd else ""
+    is_made = any(f"{folder}/".startswith(f"{made}/") for made in case.made)
+    if folder.startswith("/") and not is_made and not machine.exists(folder):
+        remedy = f"mkdir -p {shlex.quote(folder)}"
+        yield problem(f"{case.id}: WorkingDirectory={folder}", "does not exist, and the unit does not start", remedy)
+
+
+def _devices(machine: Machine, case: Case) -> Iterator[Finding]:
+    """A device that is not there is left out by systemd, and the unit starts without it."""
+    words = case.words_of("DeviceAllow") if "DeviceAllow" in case.model.systemd else []
+    for node in dict.fromkeys(word for word in words if word.startswith("/dev/")):
+        if not machine.exists(node):
+            remedy = "nvidia-modprobe -u -c 0" if node.startswith("/dev/nvidia") else f"ls {os.path.dirname(node)}"
+            yield problem(f"{case.id}: DeviceAllow={node}", "does not exist", remedy)
 
 
 _IMPLIED = {  # by DynamicUser=, systemd.exec(5): the values that it does not let through
@@ -253,9 +275,14 @@ def containers(machine: Machine, case: Case) -> Iterator[Finding]:
     if not case.client:
         return
     is_block, thing = case.model.container is not None, f"{case.id}: {case.client}"
-    if case.client != "podman" and not is_block and not case.model.cmd_stop:
-        remedy = f"set cmdStop: {case.client} stop {_container_name(case.words)}, or use a docker: block"
-        yield problem(thing, "is run without cmdStop, so the container outlives the model's stop", remedy)
+    if not is_block and not container.removed_by_name(case.words):
+        called = container.name_given(case.words) or "NAME"
+        if case.client != "podman" and not case.model.cmd_stop:
+            remedy = f"add --rm and --name={called} to cmd, or use a docker: block"
+            yield problem(thing, "is run without cmdStop, so the container outlives the model's stop", remedy)
+        elif case.client in ("podman", "docker"):
+            remedy = f"add --rm and --name={called} to cmd, or use a {case.client}: block"
+            yield warning(thing, "leaves its container behind when it is killed", remedy)
     if case.client == "podman" and not is_block and "--cgroups=split" not in case.words:
         remedy = "add --cgroups=split to cmd, or use a podman: block"
         yield warning(thing, "puts the container outside of the unit, where no limit and no stop reaches it", remedy)
@@ -263,21 +290,14 @@ def containers(machine: Machine, case: Case) -> Iterator[Finding]:
         yield problem(thing, "its daemon does not run (/run/docker.sock is missing)", "systemctl start docker")
     if is_block and case.model.container:
         yield from _volumes(machine, case, case.model.container.volumes)
+        if nvidia_gpus(case.model.container) and not machine.exists("/dev/nvidiactl"):
+            yield problem(f"{case.id}: gpus", "/dev/nvidiactl is missing", "nvidia-modprobe -u -c 0")
 
 
 def _volumes(machine: Machine, case: Case, volumes: Iterable[str]) -> Iterator[Finding]:
     for source in (volume.partition(":")[0] for volume in volumes):
         if source.startswith("/") and not machine.exists(source):
             yield problem(f"{case.id}: volume {source}", "does not exist", f"mkdir -p {shlex.quote(source)}")
-
-
-def _container_name(words: Sequence[str]) -> str:
-    for i, word in enumerate(words):
-        if word.startswith("--name="):
-            return word.removeprefix("--name=")
-        if word == "--name" and i + 1 < len(words):
-            return words[i + 1]
-    return "NAME, with --name=NAME in cmd"
 
 
 CHECKS = (accounts, program, files, paths, port, containers, settings)

@@ -229,6 +229,24 @@ def test_what_a_setting_names_must_be_there(folder: Folder) -> None:
     ]  # fmt: skip
 
 
+def test_the_folder_that_a_unit_works_in_must_be_there_or_be_made(folder: Folder) -> None:
+    lost = folder.case(systemd={"WorkingDirectory": "/srv/no where"})
+    assert only(paths, folder, lost).remedy == "mkdir -p '/srv/no where'"
+    for there in ({"WorkingDirectory": "-/nowhere"}, {"WorkingDirectory": "/var/lib/q", "StateDirectory": "q"}):
+        assert of(paths, folder, folder.case(systemd=there)) == []
+
+
+def test_a_device_that_is_allowed_must_be_there(folder: Folder) -> None:
+    folder.put("/dev/kfd")
+    case = folder.case(systemd={"DeviceAllow": ("/dev/kfd rw", "/dev/nvidia0 rw", "char-drm rw")})
+    found = only(paths, folder, case)
+    assert (found.thing, found.remedy) == ("qwen: DeviceAllow=/dev/nvidia0", "nvidia-modprobe -u -c 0")
+
+
+def test_a_dynamic_users_group_is_made(folder: Folder) -> None:
+    assert of(accounts, folder, folder.case(systemd={"DynamicUser": "yes", "Group": "nobodys"})) == []
+
+
 def test_settings_that_a_user_made_for_the_model_overrules_are_named(folder: Folder) -> None:
     found = only(settings, folder, folder.case(systemd={"ProtectHome": "no"}))
     assert (found.level, found.thing) == ("warning", "qwen: ProtectHome=no")
@@ -246,14 +264,27 @@ def test_docker_without_a_cmd_stop_leaves_its_container(folder: Folder) -> None:
     folder.put("/run/docker.sock")
     case = folder.case("/usr/bin/docker run --name box -p 5800:80 image")
     found = only(containers, folder, case)
-    assert (found.level, found.remedy) == ("problem", "set cmdStop: docker stop box, or use a docker: block")
-    assert of(containers, folder, folder.case("/usr/bin/docker run image", cmd_stop="docker stop box")) == []
+    remedy = "add --rm and --name=box to cmd, or use a docker: block"
+    assert (found.level, found.remedy) == ("problem", remedy)
+    crash = folder.case("/usr/bin/docker run --rm image", cmd_stop="docker stop box")
+    assert only(containers, folder, crash).level == "warning"
+    assert of(containers, folder, folder.case("/usr/bin/docker run --rm --name box image")) == []
     assert of(containers, folder, folder.case("", docker=Container(image="x"))) == []
 
 
 def test_podmans_container_belongs_into_the_unit(folder: Folder) -> None:
-    assert only(containers, folder, folder.case("/usr/bin/podman run image")).level == "warning"
-    assert of(containers, folder, folder.case("/usr/bin/podman run --cgroups=split image")) == []
+    named = "/usr/bin/podman run --rm --name=box"
+    assert "--cgroups=split" in only(containers, folder, folder.case(f"{named} image")).remedy
+    assert of(containers, folder, folder.case(f"{named} --cgroups=split image")) == []
+    found = only(containers, folder, folder.case("/usr/bin/podman run --cgroups=split --rm image"))
+    assert (found.level, found.remedy) == ("warning", "add --rm and --name=NAME to cmd, or use a podman: block")
+
+
+def test_a_container_for_gpus_needs_their_devices(folder: Folder) -> None:
+    case = folder.case("", podman=Container(image="x", gpus=("all",)))
+    assert only(containers, folder, case).remedy == "nvidia-modprobe -u -c 0"
+    folder.put("/dev/nvidiactl")
+    assert of(containers, folder, case) == []
 
 
 def test_a_daemon_of_dockers_that_does_not_run_and_a_volume_that_is_missing(folder: Folder) -> None:
