@@ -62,7 +62,8 @@ CONFIG_ERROR_SIGNATURE = "sa(sss)a(sss)"
 # of one that ends while it is asked: asked again, it is started again.
 _BUS_ERROR = "org.freedesktop.DBus.Error."
 _DENIED = _BUS_ERROR + "AccessDenied"
-_ABSENT = {_BUS_ERROR + name for name in ("ServiceUnknown", "NameHasNoOwner", "TimedOut")}
+_TIMED_OUT = _BUS_ERROR + "TimedOut"
+_ABSENT = {_TIMED_OUT, *(_BUS_ERROR + name for name in ("ServiceUnknown", "NameHasNoOwner"))}
 
 
 class LauncherUnavailable(Refused):
@@ -155,7 +156,14 @@ class DelegatingManager(Manager):
 
 async def _told(bus: Bus, call: Call, instead_of: Call) -> list[Any]:
     try:
-        return await bus.call(call)
+        try:
+            return await bus.call(call)
+        except Refused as error:
+            # The bus has systemd start the launcher. What it asks of a systemd that executes itself anew is lost (seen
+            # with 252), and all calls fail when it has waited long enough. The launcher has heard of none.
+            if error.name != _TIMED_OUT:
+                raise
+            return await bus.call(call)
     except Refused as error:
         raise _meant(error, call, instead_of) from error
 

@@ -340,3 +340,31 @@ async def test_it_stays_for_whoever_has_called_until_that_one_leaves(launchers: 
     assert staying
     await front.close()
     await launchers.running
+
+
+class ForgetfulBus:
+    """It gives up waiting for the launcher's start so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    async def call(self, call: Call) -> list[Any]:
+        if self.left:
+            self.left -= 1
+            raise Refused(call, "org.freedesktop.DBus.Error.TimedOut", "Failed to activate service: timed out")
+        return []
+
+
+class Forgetting(DelegatingManager):
+    def __init__(self, times: int) -> None:
+        super().__init__("system", "", lambda: True)
+        self.bus_of_mine = cast(Bus, ForgetfulBus(times))
+
+    async def _with_bus(self, ask: Callable[[Bus], Awaitable[Any]]) -> Any:
+        return await ask(self.bus_of_mine)
+
+
+async def test_a_start_of_the_launcher_that_systemd_has_not_heard_of_is_ordered_again() -> None:
+    await Forgetting(1).arm()
+    with pytest.raises(UnitError, match=r"cannot be called: .* timed out; see systemctl status llamaswapd-launcher"):
+        await Forgetting(2).arm()
