@@ -221,6 +221,7 @@ class DelegatingBackend(SystemdBackend):
             raise NotStarted("upstream proxy missing")
         if words:  # otherwise the launcher has something to say
             await asyncio.to_thread(check_port, model, words)
+        await self.manager.wake()
         self.manager.know(model.id)
         return lambda watch: self.manager.start_model(watch, model)
 

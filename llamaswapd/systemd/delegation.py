@@ -13,7 +13,7 @@ from typing import Any
 
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import ConfigError, ManagerUnavailable, NotStarted, Problem, UnitError
-from llamaswapd.systemd.bus import Bus, Call, Refused
+from llamaswapd.systemd.bus import BUS, Bus, Call, Refused
 from llamaswapd.systemd.manager import Manager, Scope
 from llamaswapd.systemd.unit import model_id_of, unit_name
 from llamaswapd.systemd.watched import Watch
@@ -110,6 +110,11 @@ class DelegatingManager(Manager):
         except UnitError as error:
             raise ManagerUnavailable(f"{error}; see systemctl status {UNIT}") from error
         return text, warnings
+
+    async def wake(self) -> None:
+        """Have the launcher started if it is not there: what has a time limit is not to wait for that."""
+        call = Call(NAME, PATH, f"{BUS}.Peer", "Ping", callee="the launcher")
+        await self._with_bus(lambda bus: _told(bus, call, call))
 
     async def start_model(self, watch: Watch, model: ModelConfig) -> str:
         """Start a model's unit; return the result of its job. Raises NotStarted, too."""
