@@ -143,6 +143,19 @@ class TestTheFrontHalf:
         await unit.stop(0.1)
         assert str(await unit.ended) == "killed by SIGTERM"
 
+    async def test_waits_for_the_launcher_before_a_models_time_to_start_begins(
+        self, front: DelegatingManager, backend: DelegatingBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = (await models(front))["a"].having(health_check_timeout=0)
+        came = asyncio.Event()
+        monkeypatch.setattr(front, "wake", came.wait)
+        starting = asyncio.create_task(backend.start(model))
+        await asyncio.wait([starting], timeout=0.1)
+        assert not starting.done()  # although there is no time for a start at all
+        came.set()
+        with pytest.raises(UnitError, match="for 0 s"):
+            await starting
+
     async def test_has_a_leftover_replaced(self, front: DelegatingManager, backend: DelegatingBackend) -> None:
         model = (await models(front))["a"]
         left = await backend.start(model)
