@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 HISTORY_BYTES = 100 * 1024  # of each log, as llama-swap keeps
 QUEUE_LIMIT = 1024  # events that wait for one reader, as in llama-swap
@@ -140,22 +140,20 @@ class AccessLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._entries: list[tuple[float, str, str, int, int, str, float]] = []
+        self._entries: list[Answered] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, ip: str, what: str, status: int, size: int, agent: str, duration_s: float) -> None:
-        """Note a request that has ended; `what` is its method, path and protocol. Nothing may hold a line break."""
-        if not log.isEnabledFor(logging.INFO):
-            return
+    def add(self, answered: Answered) -> None:
+        """Note a request that has ended."""
         entries = self._entries
-        entries.append((time.time(), ip, what, status, size, agent, duration_s))
-        if len(entries) >= ACCESS_LINES:
-            self.flush()
-        elif self._timer is None:
+        entries.append(answered)
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(ACCESS_DELAY_S, self.flush)
+        elif len(entries) >= ACCESS_LINES:
+            self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not hasattr(record, "times"):
+        if not hasattr(record, "answered"):
             self.flush()
 
     def flush(self) -> None:
@@ -164,13 +162,48 @@ class AccessLog(logging.Handler):
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        if entries:
-            lines = [
-                f'Request {ip} "{what}" {status} {size} "{agent}" '
-                + (f"{duration_s * 1000:.3f}ms" if duration_s < 1 else f"{duration_s:.3f}s")
-                for _, ip, what, status, size, agent, duration_s in entries
-            ]
-            log.info("%s", "\n".join(lines), extra={"times": [entry[0] for entry in entries]})
+        if entries and log.isEnabledFor(logging.INFO):
+            lines = "\n".join([entry.access_line() for entry in entries])
+            log.info("%s", lines, extra={"answered": entries, "wall_ahead_s": time.time() - time.monotonic()})
+
+
+class Answered(Protocol):
+    """Whatever the access log can tell of a request. `ended`: on the monotonic clock, in seconds."""
+
+    @property
+    def ended(self) -> float: ...
+    def access_line(self) -> str: ...
+
+
+class Access(NamedTuple):
+    """All of it, for those who have no better place; `what` is its method, path and protocol."""
+
+    ended: float
+    ip: str
+    what: str
+    status: int
+    size: int
+    agent: str
+    duration_s: float
+
+    def access_line(self) -> str:
+        """Return what is said of a request. Nothing may hold a line break."""
+        head = access_head(self.ip, self.what)
+        return f"{head}{self.status} {self.size}{access_tail(self.agent)}{took(self.duration_s)}"
+
+
+def access_head(ip: str, what: str) -> str:
+    """Return how a line of the access log begins; the status, a blank and the size follow."""
+    return f'Request {ip} "{what}" '
+
+
+def access_tail(agent: str) -> str:
+    """Return what follows then, up to the duration."""
+    return f' "{agent}" '
+
+
+def took(seconds: float) -> str:
+    return f"{seconds * 1000:.3f}ms" if seconds < 1 else f"{seconds:.3f}s"
 
 
 class LineFormat(logging.Formatter):
@@ -182,13 +215,13 @@ class LineFormat(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
         level = LEVEL_NAMES.get(record.levelno, record.levelname)
-        times = getattr(record, "times", None)
-        if times is None:
+        if not hasattr(record, "answered"):
             return f"{self._timestamp(record.created)}[{level}] {record.message}"
         if not self._layout:
             return f"[{level}] " + record.message.replace("\n", f"\n[{level}] ")
+        times = [each.ended + record.wall_ahead_s for each in record.answered]  # type: ignore[attr-defined]
         lines = zip(times, record.message.split("\n"), strict=True)
-        return "\n".join([f"{self._timestamp(created)}[{level}] {line}" for created, line in lines])
+        return "\n".join([f"{self._timestamp(ended)}[{level}] {line}" for ended, line in lines])
 
     def _timestamp(self, created: float) -> str:
         if not self._layout:
@@ -254,7 +287,7 @@ class Inflight:
     def __init__(self, events: Feed[Event]) -> None:
         self._events = events
         self._ids = itertools.count(1)
-        self._entries: dict[int, InflightEntry] = {}
+        self._entries: dict[InflightEntry, None] = {}  # in the order in which they came
         self.watchers = events.members  # whether there are any is asked on the way of every request
 
     def __len__(self) -> int:
@@ -262,30 +295,36 @@ class Inflight:
 
     def add(self, entry: InflightEntry) -> None:
         """Enter a request; `remove` it when it has ended, whatever happens."""
-        entry.id = next(self._ids)
-        self._entries[entry.id] = entry
+        self._entries[entry] = None
         if self.watchers:
             self.tell(entry)
 
     def remove(self, entry: InflightEntry) -> None:
         """The request is over; may be called twice."""
-        if self._entries.pop(entry.id, None) is not None and self.watchers:
-            self._events.publish(Event("inflight", {"operation": "remove", "id": str(entry.id)}))
+        if entry in self._entries:
+            del self._entries[entry]
+            if self.watchers:
+                self._events.publish(Event("inflight", {"operation": "remove", "id": self._id_of(entry)}))
 
     def cancel(self, id_: str) -> bool:
         """Have whoever answers a request give it up; False if there is no such request."""
-        entry = self._entries.get(int(id_)) if id_.isascii() and id_.isdigit() and len(id_) < 20 else None
-        if entry is None or str(entry.id) != id_:
+        entry = next((each for each in self._entries if each.id and str(each.id) == id_), None)
+        if entry is None:
             return False
         entry.cancel()
         return True
+
+    def _id_of(self, entry: InflightEntry) -> str:
+        """Return its number: it gets one when it is first told of, because most are not."""
+        entry.id = entry.id or next(self._ids)
+        return str(entry.id)
 
     def tell(self, entry: InflightEntry) -> None:
         """Tell how the request stands."""
         if not self.watchers:
             return
         entry.told = time.monotonic()
-        self._events.publish(Event("inflight", {"operation": "upsert", "request": entry.as_json()}))
+        self._events.publish(Event("inflight", {"operation": "upsert", "request": self._shown(entry)}))
 
     def tell_size(self, entry: InflightEntry) -> None:
         """Tell how large its answer is by now, if that was not told just before."""
@@ -294,8 +333,11 @@ class Inflight:
 
     def snapshot(self) -> Event:
         """Return the event that says everything; it replaces whatever a reader knew."""
-        requests = [entry.as_json() for entry in self._entries.values()]
+        requests = [self._shown(entry) for entry in self._entries]
         return Event("inflight", {"operation": "snapshot"} | ({"requests": requests} if requests else {}))
+
+    def _shown(self, entry: InflightEntry) -> dict[str, object]:
+        return {"id": self._id_of(entry)} | entry.as_json()
 
 
 class InflightEntry:
@@ -316,15 +358,15 @@ class InflightEntry:
     )
 
     def __init__(self, model_id: str, method: str, path: str, headers: Headers, peer_ip: str) -> None:
-        self.id = 0
+        self.id = 0  # none yet
         self.status = 0  # until the answer has begun
         self.size = 0  # bytes of the answer's body so far, framing included
+        self.unix_time_ns = 0  # when it began, once somebody has asked
         self.model_id = model_id
         self.method = method
         self.path = path
         self.headers = headers  # must stay as they are
         self.peer_ip = peer_ip
-        self.unix_time_ns = time.time_ns()
         self.began = self.told = time.monotonic()
 
     def cancel(self) -> None:
@@ -339,9 +381,10 @@ class InflightEntry:
         return {}
 
     def as_json(self) -> dict[str, object]:
-        """Return the entry as the event stream shows it."""
+        """Return the entry as the event stream shows it, but for its number."""
+        elapsed_s = time.monotonic() - self.began
+        self.unix_time_ns = self.unix_time_ns or time.time_ns() - int(elapsed_s * 1e9)
         entry: dict[str, object] = {
-            "id": str(self.id),
             "timestamp": rfc3339_nano(self.unix_time_ns),
             "model": self.model_id,
             "req_path": clean(self.path),
@@ -350,7 +393,7 @@ class InflightEntry:
             "remote_ip": remote_ip(self.headers, self.peer_ip),
             "resp_headers": shown_headers(self.resp_headers()),
             "resp_bytes": self.size,
-            "elapsed_ms": round((time.monotonic() - self.began) * 1000),
+            "elapsed_ms": round(elapsed_s * 1000),
         }
         metadata = self.metadata()
         return entry | ({"metadata": dict(metadata)} if metadata else {})

@@ -606,7 +606,7 @@ async def test_a_model_that_changed_serves_the_requests_it_has_and_the_others_wa
             await first.granted()
             old = await backend.units.get()
             engine.reconfigure(swapping(model("a", cmd="new")))
-            assert engine.lease_now(engine.config.models["a"]) is None
+            assert engine.lease_now("a") is None
             client = asyncio.create_task(load(engine, "a"))
             await asyncio.sleep(0)
             assert (counts(engine, "a"), old.graces.qsize()) == ((1, 1), 0)
@@ -821,10 +821,14 @@ async def test_a_lease_knows_since_when_it_waited_and_for_which_load() -> None:
         with engine.lease("a") as late:
             assert 0 < late.requested <= late.granted_at
             assert late.load_began == 0
-        at_once = engine.lease_now(engine.config.models["a"])
+        at_once = engine.lease_now("a")
         assert at_once is not None
         assert (at_once.requested, at_once.granted_at, at_once.load_began) == (0, 0, 0)
-        at_once.release()
+        assert engine.lease_now("a") is at_once
+        assert counts(engine, "a") == (2, 0)
+        engine.leave(at_once, time.monotonic())
+        engine.leave(at_once, time.monotonic())
+        assert counts(engine, "a") == (0, 0)
 
 
 async def test_a_lease_that_comes_to_nothing_tells_since_when_its_model_was_loading() -> None:

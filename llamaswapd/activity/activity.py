@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from llamaswapd.activity import usage
@@ -17,7 +18,7 @@ from llamaswapd.activity.captures import Capture, Captures
 from llamaswapd.activity.content import Undecodable, unframed, unpacked
 from llamaswapd.activity.counts import Counts, ModelCounts
 from llamaswapd.activity.query import Query
-from llamaswapd.activity.record import SUCCESS, Finished
+from llamaswapd.activity.record import SUCCESS, Record
 from llamaswapd.activity.rows import Row, shown
 from llamaswapd.activity.store import Store
 from llamaswapd.activity.usage import NO_TOKENS, Tokens
@@ -48,9 +49,9 @@ class Activity:
         self._events = events
         self._store = _store_of(config)
         self._captures = Captures(_capture_bytes(config))
-        self._finished: list[Finished] = []
+        self._ended: list[Record] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._long: list[tuple[Finished, bytes]] = []
+        self._long: list[Record] = []
         self._long_bytes = 0
         self._reading: asyncio.Task[None] | None = None
         self._compressing: asyncio.Task[None] | None = None
@@ -86,10 +87,10 @@ class Activity:
 
     # ---- on the way of every request
 
-    def add(self, finished: Finished) -> None:
+    def add(self, record: Record) -> None:
         """Note a request that has ended. It belongs to the activity from now on."""
-        entries = self._finished
-        entries.append(finished)
+        entries = self._ended
+        entries.append(record)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(DELAY_S, self._work_on)
         elif len(entries) == BATCH:
@@ -101,32 +102,30 @@ class Activity:
 
     def _work_on(self, within_s: float = AT_ONCE_S) -> None:
         """The same for so long, and for the rest when others have had their turn."""
-        entries, self._finished = self._finished, []
+        entries, self._ended = self._ended, []
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        if entries and all([finished.is_plain for finished in entries]):  # noqa: C419, a generator takes longer
+        if entries and all([record.is_plain for record in entries]):  # noqa: C419, a generator takes longer
             self._record_plain(entries)
             return
         deadline = time.monotonic() + within_s
-        for count, finished in enumerate(entries):
+        for count, record in enumerate(entries):
             if time.monotonic() >= deadline:
-                self._finished = entries[count:]
+                self._ended = entries[count:]
                 self._timer = asyncio.get_running_loop().call_later(0.0, self._work_on)
                 break
-            response = finished.response
-            body = response[0] if len(response) == 1 else b"".join(response)
-            if len(body) > LONG_BYTES or finished.content_encoding:
-                self._read_later(finished, body)
+            if len(record.response) > LONG_BYTES or record.content_encoding:
+                self._read_later(record)
             else:
-                self._record(finished, body, *read(finished, body))
+                self._record(record, *read(record))
         if self._captures.uncompressed and self._compressing is None:
             self._compressing = asyncio.create_task(self._compress(), name="compress captures")
 
-    def _record(self, finished: Finished, body: bytes, tokens: Tokens, took_ms: float, error: str) -> None:
+    def _record(self, record: Record, tokens: Tokens, took_ms: float, error: str) -> None:
         """Make all that is made of a request."""
-        began, granted, first_byte, ended = finished.began, finished.granted, finished.first_byte, finished.ended
-        model_id, status = finished.model_id, finished.status
+        began, granted, first_byte, ended = record.began, record.granted, record.first_byte, record.ended
+        model_id, status = record.model_id, record.outcome
         counts = self._counts[model_id]
         counts.add(
             status, ended - began, granted - began if granted else None, first_byte - began if first_byte else None
@@ -135,71 +134,65 @@ class Activity:
             counts.input += tokens.input
             counts.output += tokens.output
             counts.cached += max(tokens.cached, 0)
-        if finished.method != "POST":  # llama-swap has no rows of other requests
+        if record.method != "POST":  # llama-swap has no rows of other requests
             return
         store, captures = self._store, self._captures
         id_ = store.last_id + 1
+        created = int(ended + _wall_ahead())
         row = (
-            id_, finished.ended_ns, model_id, finished.path, finished.content_type, status, tokens, took_ms,
-            began, finished.load_began, granted, first_byte, ended, error, finished.metadata,
+            id_, created, model_id, record.sent_path, record.content_type, status, tokens, took_ms, began,
+            record.load_began, granted, first_byte, ended, error, record.about,
         )  # fmt: skip
         store.add(_tuple(Row, row))
-        if captures.limit and not finished.is_cut:
-            captures.add(id_, Capture(finished, body, finished.request))
-            finished.request, finished.response = None, ()
+        if captures.limit and not record.is_cut:
+            captures.add(id_, Capture.of(record))
         if self._events.members:
             self._events.publish(Event("activity", {"id": id_}))
 
-    def _record_plain(self, entries: list[Finished]) -> None:
+    def _record_plain(self, entries: list[Record]) -> None:
         """Make the same of many plain requests at once, for a third of the time.
 
         Their rows and captures are not made before somebody asks for them.
         """
-        store, captures, id_ = self._store, self._captures, self._store.last_id
-        groups: dict[str, list[Finished]] = {}
-        for finished in entries:
-            finished.id = id_ = id_ + 1
-            response = finished.response
-            body = response[0] if len(response) == 1 else b"".join(response)
-            found = None
-            if "event-stream" not in finished.content_type:
-                found = usage.at_a_glance(body, is_chunked=finished.is_chunked)
-            finished.tokens, finished.took_ms = found or read(finished, body)[:2]
-            group = groups.get(finished.model_id)
-            if group is None:
-                groups[finished.model_id] = [finished]
-            else:
-                group.append(finished)
+        store, captures, number, wall_ahead = self._store, self._captures, self._store.last_id, _wall_ahead()
+        groups: defaultdict[str, list[Record]] = defaultdict(list)
+        for record in entries:
+            record.number = number = number + 1
+            record.wall_ahead = wall_ahead
+            found = usage.at_a_glance(record.response)
+            record.tokens, record.took_ms = found or read(record)[:2]
+            groups[record.model_id].append(record)
         for model_id, group in groups.items():
             self._counts[model_id].add_all(group)
         store.extend(entries)
         if captures.limit:
             captures.extend(entries)
+        for record in entries:  # what is kept of them is kept by the captures
+            record.request, record.response = None, b""
         if self._events.members:
-            for finished in entries:
-                self._events.publish(Event("activity", {"id": finished.id}))
+            for record in entries:
+                self._events.publish(Event("activity", {"id": record.number}))
 
     # ---- what takes longer
 
-    def _read_later(self, finished: Finished, body: bytes) -> None:
+    def _read_later(self, record: Record) -> None:
+        body = record.response
         if self._long_bytes + len(body) > LONG_WAITING_BYTES:
-            body = body[:ENDS_BYTES] + body[-ENDS_BYTES:]
-            finished.is_cut, finished.request = True, None
-        finished.response = ()
-        self._long.append((finished, body))
-        self._long_bytes += len(body)
+            record.shorten(body[:ENDS_BYTES] + body[-ENDS_BYTES:])
+        self._long.append(record)
+        self._long_bytes += len(record.response)
         self._begin_reading()
 
     async def _read_long(self) -> None:
         batch, self._long = self._long, []
         try:
             results = await asyncio.to_thread(_read_all, batch)
-            for (finished, body), result in zip(batch, results, strict=True):
-                self._record(finished, body, *result)
+            for record, result in zip(batch, results, strict=True):
+                self._record(record, *result)
         except Exception:  # the end of a task; the next long answer begins another one
             log.exception("answers could not be read for the activity")
         finally:
-            self._long_bytes -= sum(len(body) for _, body in batch)
+            self._long_bytes -= sum(len(record.response) for record in batch)
             self._reading = None
             if self._long:
                 self._begin_reading()
@@ -270,52 +263,56 @@ class Activity:
         return shown(row, has_capture=row[0] in self._captures)
 
 
-def _read_all(batch: Sequence[tuple[Finished, bytes]]) -> list[tuple[Tokens, float, str]]:
-    return [read(finished, body) for finished, body in batch]
+def _wall_ahead() -> float:
+    """Return by how many seconds the wall clock is ahead of the monotonic clock."""
+    return time.time() - time.monotonic()
 
 
-def read(finished: Finished, body: bytes) -> tuple[Tokens, float, str]:
+def _read_all(batch: Sequence[Record]) -> list[tuple[Tokens, float, str]]:
+    return [read(record) for record in batch]
+
+
+def read(record: Record) -> tuple[Tokens, float, str]:
     """Return what an answer's body tells: tokens, how many ms it took by its server's account, what went wrong."""
-    error = finished.error
-    is_success = finished.status == SUCCESS
+    error, body = record.error, record.response
+    is_success = record.outcome == SUCCESS
     if error and not is_success:
         return NO_TOKENS, 0.0, error
-    content_type, encoding = finished.content_type, finished.content_encoding
+    content_type, encoding, is_chunked, is_cut = (
+        record.content_type, record.content_encoding, record.is_chunked, record.is_cut,
+    )  # fmt: skip
     is_stream = "text/event-stream" in content_type
-    if (
-        is_success
-        and not is_stream
-        and not encoding
-        and (found := usage.at_a_glance(body, is_chunked=finished.is_chunked))
-    ):
-        return *found, error
+    if is_success and not is_stream and not encoding:
+        found = usage.at_a_glance_in_chunks(body) if is_chunked else usage.at_a_glance(body)
+        if found:
+            return *found, error
     if is_success and is_stream and not encoding:
-        return *_of_stream(finished, body), error
-    if finished.is_chunked:
-        body = unframed(body, is_cut=finished.is_cut)
+        return *_of_stream(body, is_chunked=is_chunked, is_cut=is_cut), error
+    if is_chunked:
+        body = unframed(body, is_cut=is_cut)
     if encoding:
         try:
-            body = unpacked(body, encoding, is_cut=finished.is_cut)
+            body = unpacked(body, encoding, is_cut=is_cut)
         except Undecodable as problem:
             return NO_TOKENS, 0.0, error or str(problem)
     if not is_success:
-        return NO_TOKENS, 0.0, usage.error_message(body, finished.status)
+        return NO_TOKENS, 0.0, usage.error_message(body, record.outcome)
     if is_stream:
         return *usage.of_stream(body), error
-    is_infill = finished.path.startswith("/infill")
-    return *usage.of_json(body, is_infill=is_infill, is_cut=finished.is_cut), error
+    is_infill = record.sent_path.startswith("/infill")
+    return *usage.of_json(body, is_infill=is_infill, is_cut=is_cut), error
 
 
-def _of_stream(finished: Finished, body: bytes) -> tuple[Tokens, float]:
+def _of_stream(body: bytes, *, is_chunked: bool, is_cut: bool) -> tuple[Tokens, float]:
     """Read a stream, of a long one the beginning and the end first: there they say what they took."""
     ends = body
     if len(body) > 2 * STREAM_ENDS_BYTES:
         ends = body[: STREAM_ENDS_BYTES // 2] + b"\n\n" + body[-STREAM_ENDS_BYTES:]
-    found = usage.of_framed_stream(ends) if finished.is_chunked or ends is not body else None
+    found = usage.of_framed_stream(ends) if is_chunked or ends is not body else None
     if found is None:
-        whole = unframed(body, is_cut=finished.is_cut) if finished.is_chunked else body
+        whole = unframed(body, is_cut=is_cut) if is_chunked else body
         found = usage.of_stream(whole)
-        if finished.is_cut and found is usage.NOTHING:
+        if is_cut and found is usage.NOTHING:
             found = usage.of_cut_stream(whole)
     return found
 

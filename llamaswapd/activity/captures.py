@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import zlib
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import cast
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
-from llamaswapd.activity.record import REQUESTS_NOT_KEPT, SUCCESS, Finished, Pairs, Pieces
+from llamaswapd.activity.record import REQUESTS_NOT_KEPT, SUCCESS, Pairs, Pieces, Record
 from llamaswapd.observe import clean, shown_headers
 
 ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
@@ -34,17 +36,25 @@ NOT_SHOWN = ("Connection", "Keep-Alive", "Transfer-Encoding")
 class Capture:
     """One exchange. `size`: bytes it is taken to hold."""
 
-    __slots__ = ("_held", "finished", "is_compressed", "size")
+    __slots__ = (
+        "_held", "_is_chunked", "_path", "_request_pairs", "_response_pairs", "content_encoding", "is_compressed",
+        "size",
+    )  # fmt: skip
 
-    def __init__(self, finished: Finished, body: bytes, request: bytes | Pieces | None) -> None:
-        """`body`: the answer's, as it was relayed."""
-        path = finished.path
-        request = None if path in REQUESTS_NOT_KEPT else request
-        response = None if finished.status != SUCCESS or path in RESPONSES_NOT_KEPT else body
-        self.finished = finished
+    def __init__(self, record: Record, request: bytes | Pieces | None, response: bytes) -> None:
+        """`request` and `response`: the bodies as they were relayed. Nothing else of the record is held."""
+        path = self._path = record.sent_path
+        self._is_chunked, self.content_encoding = record.is_chunked, record.content_encoding
+        self._request_pairs, self._response_pairs = record.request_pairs(), record.response_pairs()
+        sent = None if path in REQUESTS_NOT_KEPT else request
+        body = None if record.outcome != SUCCESS or path in RESPONSES_NOT_KEPT else response
         self.is_compressed = False
-        self._held: tuple[bytes | Pieces | None, bytes | None, bool] = request, response, False
-        self.size = ENTRY_BYTES + finished.heads_bytes + len(request or b"") + len(response or b"")
+        self._held: tuple[bytes | Pieces | None, bytes | None, bool] = sent, body, False
+        self.size = ENTRY_BYTES + record.heads_bytes + len(sent or b"") + len(body or b"")
+
+    @classmethod
+    def of(cls, record: Record) -> Capture:
+        return cls(record, record.request, record.response)
 
     def compressed(self) -> tuple[bytes | None, bytes | None]:
         """Return the bodies compressed; takes a while."""
@@ -65,19 +75,18 @@ class Capture:
         if is_compressed:
             request = None if request is None else zlib.decompress(request)
             response = None if response is None else zlib.decompress(response)
-        finished = self.finished
-        response_headers = _headers(finished.response_headers())
+        response_headers = _headers(self._response_pairs())
         if response is not None:
-            response = unframed(response) if finished.is_chunked else response
+            response = unframed(response) if self._is_chunked else response
             # What cannot be unpacked is shown as it came, and its headers say what it is.
             with contextlib.suppress(Undecodable):
-                response = unpacked(response, finished.content_encoding)
-                if is_packed(finished.content_encoding):
+                response = unpacked(response, self.content_encoding)
+                if is_packed(self.content_encoding):
                     response_headers.pop("Content-Encoding", None)
         return {
             "id": id_,
-            "req_path": clean(finished.path),
-            "req_headers": _headers(finished.request_headers()),
+            "req_path": clean(self._path),
+            "req_headers": _headers(self._request_pairs()),
             "req_body": _base64(request),
             "resp_headers": response_headers,
             "resp_body": _base64(response),
@@ -90,35 +99,23 @@ class Bunch:
     Thousands of short pieces, each of which goes when a thousand others have come, would be far from any cache.
     """
 
-    __slots__ = ("_bodies", "_entries", "first_id", "last_id", "size")
+    __slots__ = ("_bodies", "_entries", "_sizes", "first_id", "last_id", "size")
 
-    def __init__(self, entries: Sequence[Finished]) -> None:
-        pieces: list[bytes] = []
-        heads = 0
-        for finished in entries:
-            heads += finished.heads_bytes
-            request = finished.request
-            if request is None:
-                finished.request_bytes = -1
-            else:
-                finished.request_bytes = len(request)
-                finished.request = None
-                pieces.append(bytes(request))
-            pieces += finished.response
-            finished.response = ()
+    def __init__(self, entries: Sequence[Record]) -> None:
+        pieces = cast(list[bytes], [body for each in entries for body in (each.request or b"", each.response)])
         self._entries = entries
         self._bodies = b"".join(pieces)
-        self.first_id, self.last_id = entries[0].id, entries[-1].id
+        self._sizes = array("I", map(len, pieces))
+        self.first_id, self.last_id = entries[0].number, entries[-1].number
+        heads = sum([each.heads_bytes for each in entries])
         self.size = len(self._bodies) + heads + ENTRY_BYTES * len(entries)
 
     def capture(self, id_: int) -> Capture:
         """Return the capture of one of them."""
         index = id_ - self.first_id
-        at = sum(each.answer_bytes + max(each.request_bytes, 0) for each in self._entries[:index])
-        finished = self._entries[index]
-        behind = at + max(finished.request_bytes, 0)
-        request = self._bodies[at:behind] if finished.request_bytes >= 0 else None
-        return Capture(finished, self._bodies[behind : behind + finished.answer_bytes], request)
+        record, sizes = self._entries[index], self._sizes[: 2 * index + 2]
+        response = self._bodies[sum(sizes[:-1]) : sum(sizes)]
+        return Capture(record, self._bodies[sum(sizes[:-2]) : sum(sizes[:-1])], response)
 
 
 class Captures:
@@ -157,8 +154,8 @@ class Captures:
         if self._bytes > self.limit or self._large_bytes > 2 * self.limit:
             self._make_room()
 
-    def extend(self, entries: Sequence[Finished]) -> None:
-        """Keep plain requests, whose bodies they are without then; ids come in order and without gaps."""
+    def extend(self, entries: Sequence[Record]) -> None:
+        """Keep plain requests, of which others may drop the bodies then; ids come in order and without gaps."""
         bunch = Bunch(entries)
         self._plain.append(bunch)
         self._bytes += bunch.size

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
-from llamaswapd.activity.record import SUCCESS, Finished
+from llamaswapd.activity.record import SUCCESS, Record
 
 # Upper bounds of the classes, in seconds: from what a proxy adds to what a load or a long answer takes.
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -29,8 +29,7 @@ class Histogram:
         self.sum += seconds
 
     def observe_all(self, seconds: list[float]) -> None:
-        """The same for many at once, which are put in order."""
-        seconds.sort()
+        """The same for many at once, which are in order."""
         self.sum += sum(seconds)
         counts, at = self.counts, 0
         for place, bound in enumerate(BOUNDS_S):
@@ -71,13 +70,14 @@ class ModelCounts:
             kind.counts[bisect_left(BOUNDS_S, first_byte)] += 1
             kind.sum += first_byte
 
-    def add_all(self, group: Sequence[Finished]) -> None:
-        """Count plain requests of this model, with their tokens."""
+    def add_all(self, group: Sequence[Record]) -> None:
+        """Count plain requests of this model, with their tokens: none waited, all were answered in one piece."""
         requests = self.requests
         requests[SUCCESS] = requests.get(SUCCESS, 0) + len(group)
-        self.duration.observe_all([each.ended - each.began for each in group])
-        self.waiting.observe_all([each.granted - each.began for each in group if each.granted])
-        self.first_byte.observe_all([each.first_byte - each.began for each in group if each.first_byte])
+        durations = sorted([each.ended - each.began for each in group])
+        self.duration.observe_all(durations)
+        self.first_byte.observe_all(durations)
+        self.waiting.counts[0] += len(group)
         for tokens, times in Counter([each.tokens for each in group]).items():
             self.input += tokens.input * times
             self.output += tokens.output * times

@@ -1,7 +1,7 @@
-"""What is known of a request when its answer has ended: what the relay notes and the activity makes its rows of.
+"""What is known of a request: what the relay notes, what is shown while it is in flight, what rows are made of later.
 
-Made for every request, so little is worked out here and nothing is copied: headers are functions to call later, bodies
-are the very bytes that went through.
+One object for all of it, because it is made for every request: little is worked out here and nothing is copied. Headers
+are read when somebody asks for them, bodies are the very bytes that went through.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from llamaswapd.activity.rows import Row, Stored
 from llamaswapd.activity.usage import Tokens
+from llamaswapd.observe import InflightEntry
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -40,74 +41,81 @@ class Pieces:
         return b"".join(self._pieces)
 
 
-class Finished:
-    """One request whose answer has ended.
+class Record(InflightEntry):
+    """One request, to the end of its answer and beyond.
 
-    `path` is the path that the model's server saw. `ended_ns` is wall time, in nanoseconds since 1970. `began`,
-    `granted`, `first_byte` and `ended` are seconds of the monotonic clock: when the request came, when its model was
-    ready for it, when its answer began, when that ended; 0.0 for what did not come about. `load_began` is when the load
-    that it waited for began, 0.0 if it waited for none.
+    `sent_path` is the path that the model's server saw, `outcome` the status that the client got. `began`, `granted`,
+    `first_byte` and `ended` are seconds of the monotonic clock: when the request came, when its model was ready for it,
+    when its answer began, when that ended; 0.0 for what did not come about. `load_began` is when the load that it
+    waited for began, 0.0 if it waited for none. `error` is our own words for what went wrong, "" when the answer is the
+    model's.
 
-    `request`: the body as it was sent to the model, None where it was not kept. `response`: the pieces of the answer's
-    body as they were relayed, framed in chunks if `is_chunked`. When `is_cut`, pieces in its middle are missing, and
-    the request is not kept either: the answer was too long for a capture, and what there is serves to find usage in.
-    `error` is our own words for what went wrong, "" when the answer is the model's.
+    `request`: the body as it was sent to the model, None where it was not kept. `response`: the answer's body as it was
+    relayed, framed in chunks if `is_chunked`. When `is_cut`, its middle is missing, and the request is not kept either:
+    the answer was too long for a capture, and what there is serves to find usage in.
 
-    `content_type` and `content_encoding` are those of the answer, "" if it has none. They are worked out once for each
-    shape of head, not for each answer. `heads_bytes`: about how much memory the two functions for headers hold on to.
-    These may be called much later, or never, and must not hold the connections.
+    Of a plain one the activity keeps the record itself. It is a short POST that did not wait for its model, and whose
+    answer was a success, short, and there in one piece; and it holds on to nothing else by now. It is plain only if
+    somebody says so.
     """
 
     __slots__ = (
-        "answer_bytes", "began", "content_encoding", "content_type", "ended", "ended_ns", "error", "first_byte",
-        "granted", "heads_bytes", "id", "is_chunked", "is_cut", "load_began", "metadata", "method", "model_id", "path",
-        "request", "request_bytes", "request_headers", "response", "response_headers", "status", "tokens", "took_ms",
+        "about", "ended", "error", "first_byte", "granted", "heads_bytes", "is_cut", "is_plain", "load_began", "number",
+        "outcome", "request", "response", "sent_path", "tokens", "took_ms", "wall_ahead",
     )  # fmt: skip
 
-    model_id: str
-    method: str
-    path: str
-    status: int
-    ended_ns: int
-    began: float
+    sent_path: str
+    about: Mapping[str, str]  # what else there is to say of it
+    outcome: int
     load_began: float
     granted: float
     first_byte: float
     ended: float
-    metadata: Mapping[str, str]
     error: str
-    content_type: str
-    content_encoding: str
-    heads_bytes: int
-    request_headers: Callable[[], Pairs]
-    response_headers: Callable[[], Pairs]
+    heads_bytes: int  # about how much memory the heads of request and answer take
     request: bytes | Pieces | None
-    response: Sequence[bytes]
-    is_chunked: bool
+    response: bytes
     is_cut: bool
-    answer_bytes: int  # in `response`
+    is_plain: bool
 
-    # What the activity notes of a plain request.
-    id: int
+    # What the activity notes of a plain one.
+    number: int  # of its row
     tokens: Tokens
     took_ms: float
-    request_bytes: int  # of the request's body; -1 if it is not kept
+    wall_ahead: float  # seconds, of the wall clock's time before the monotonic clock's
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is short, was answered with success, and can be read as it is."""
-        return (
-            self.answer_bytes <= PLAIN_BYTES
-            and self.status == SUCCESS
-            and not (self.error or self.content_encoding or self.is_cut)
-            and (self.request is None or len(self.request) <= PLAIN_BYTES)
-            and self.method == "POST"
-        )
+    def content_type(self) -> str:
+        """Of the answer, "" if it has none."""
+        raise NotImplementedError
+
+    @property
+    def content_encoding(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def is_chunked(self) -> bool:
+        raise NotImplementedError
+
+    def request_pairs(self) -> Callable[[], Pairs]:
+        """Return what tells the header fields of the request, perhaps much later, and holds nothing else."""
+        raise NotImplementedError
+
+    def response_pairs(self) -> Callable[[], Pairs]:
+        """Return the same for the answer's."""
+        raise NotImplementedError
+
+    def shorten(self, response: bytes) -> None:
+        """Keep no more of it than that much of the answer."""
+        self.response, self.request, self.is_cut = response, None, True
+
+    def metadata(self) -> Mapping[str, str]:
+        return self.about
 
     def stored(self) -> Stored:
-        """Return the row of a plain request, in the order of COLUMNS."""
+        """Return the row of a plain one, in the order of COLUMNS."""
         return Row(
-            self.id, self.ended_ns, self.model_id, self.path, self.content_type, self.status, self.tokens,
-            self.took_ms, self.began, self.load_began, self.granted, self.first_byte, self.ended, self.error,
-            self.metadata,
+            self.number, int(self.ended + self.wall_ahead), self.model_id, self.sent_path, self.content_type,
+            self.outcome, self.tokens, self.took_ms, self.began, self.load_began, self.granted, self.first_byte,
+            self.ended, self.error, self.about,
         ).stored()  # fmt: skip

@@ -22,10 +22,10 @@ Stored = tuple[int | float | str | None, ...]
 
 
 class Row(NamedTuple):
-    """One request, as little worked out as possible. Times as in `Finished`; `took_ms` by its server's own account."""
+    """One request, as little worked out as possible. Times as in `Record`; `took_ms` by its server's own account."""
 
-    id: int
-    ended_ns: int
+    number: int
+    created: int  # seconds since 1970
     model_id: str
     path: str
     content_type: str
@@ -43,8 +43,8 @@ class Row(NamedTuple):
     def stored(self) -> Stored:
         """Return the row in the order of COLUMNS."""
         return (
-            self.id,
-            self.ended_ns // 1_000_000_000,
+            self.number,
+            self.created,
             clean(self.model_id),
             clean(self.path),
             clean(self.content_type),

@@ -65,7 +65,7 @@ class Keepable(Protocol):
     """What a row is made of when it is wanted."""
 
     @property
-    def id(self) -> int: ...
+    def number(self) -> int: ...
 
     def stored(self) -> Stored: ...
 
@@ -115,9 +115,9 @@ class Store:
         self._file.limit = self._limit
 
     def add(self, row: Keepable) -> None:
-        """Keep a row; its id is higher than that of any other."""
+        """Keep a row; its number, the id that clients see, is higher than that of any other."""
         self._added.append(row)
-        self.last_id = row.id
+        self.last_id = row.number
         if self.path:
             if self._timer is None:
                 self._write_later()
@@ -125,9 +125,9 @@ class Store:
                 self._write_soon()
 
     def extend(self, rows: Sequence[Keepable]) -> None:
-        """Keep rows, whose ids are higher than that of any other and in order."""
+        """Keep rows, whose numbers are higher than that of any other and in order."""
         self._added.extend(rows)
-        self.last_id = rows[-1].id
+        self.last_id = rows[-1].number
         if self.path:
             if self._timer is None:
                 self._write_later()

@@ -50,22 +50,29 @@ NO_TOKENS = Tokens()
 NOTHING = NO_TOKENS, 0.0
 
 
-def at_a_glance(body: bytes, *, is_chunked: bool) -> tuple[Tokens, float] | None:
-    """Return the same of a JSON answer as it came, chunk framing and all; None if it takes a closer look.
+def at_a_glance(body: bytes) -> tuple[Tokens, float] | None:
+    """Return the same of a JSON answer; None if it takes a closer look.
 
-    That is so if its last member is `usage`, and for one without any of the words in one chunk. The framing needs no
-    removing: where it stands inside of JSON, that is none any more.
+    It takes none if the last member is `usage`, and for an answer without any of the words.
     """
+    if body.find(b'"timings"') >= 0 or body.find(b'"metrics"') >= 0:  # `in` takes half as long again
+        return None
     at = body.rfind(b'"usage"')
-    if body.find(b'"timings"') >= 0 or body.find(b'"metrics"') >= 0:
-        return None
     if at < 0:
-        return None if is_chunked and body.count(b"\r\n") > LINES_OF_ONE_CHUNK else NOTHING
-    behind = OBJECT_END_IN_CHUNKS if is_chunked else b"}"
-    if not body.endswith(behind):
+        return NOTHING
+    return _last_member(body[at - 1 : -1]) if body.endswith(b"}") and len(body) - at <= TAIL_LIMIT else None
+
+
+def at_a_glance_in_chunks(body: bytes) -> tuple[Tokens, float] | None:
+    """Return the same of an answer as it came in chunks.
+
+    They need no removing: where a frame stands inside of JSON, that is none any more. Only a word could be cut by it.
+    """
+    if not body.endswith(OBJECT_END_IN_CHUNKS):
         return None
-    tail = body[at - 1 : -len(behind)]
-    return _last_member(tail) if len(tail) <= TAIL_LIMIT else None
+    is_in_one = body.count(b"\r\n") <= LINES_OF_ONE_CHUNK
+    found = at_a_glance(body[: 1 - len(OBJECT_END_IN_CHUNKS)])
+    return found if is_in_one or found is not NOTHING else None
 
 
 @lru_cache(maxsize=2048)  # short requests, of which there are many, take few different numbers of tokens

@@ -75,8 +75,8 @@ def quick_model(text: bytes | bytearray) -> str | None:
     list if what follows are members up to the brace that ends the text, since a bracket further in has other braces
     behind it before that one.
     """
-    if (found := first_model(text)) is not None:
-        return found
+    if match := MODEL_FIRST.match(text):
+        return match[1].decode("utf-8", "replace")
     start = OBJECT.match(text)
     if start is None:
         return None

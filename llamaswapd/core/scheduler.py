@@ -36,6 +36,8 @@ BACKOFF_S = 1.0
 BACKOFF_LIMIT_S = 60.0
 FORGIVEN_AFTER_S = 60.0  # of readiness
 
+UNANSWERED = ("",)  # in place of the policy's answer: it has not been asked
+
 
 # ---- actions -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class Scheduler:
             or self._queue  # whether somebody may be overtaken, `request` decides
             or model in self._swaps
             or self._is_closed
-            or self.evictions(model)
+            or (self._answers.get(model, UNANSWERED) and self.evictions(model))
         ):
             return False
         target.admitted += 1

@@ -73,6 +73,7 @@ class Engine:
         self._leftovers: dict[asyncio.Task[None], Found] = {}  # units that are none of our models, being stopped
         self._leases: dict[int, Lease] = {}
         self._runs: dict[str, Run] = {}
+        self._at_once: dict[str, Lease] = {}  # by model: what `lease_now` returns for its run
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._observers: list[Callable[[], None]] = []
@@ -192,16 +193,28 @@ class Engine:
             raise UnknownModel(model_id)
         return Lease(self, model)
 
-    def lease_now(self, model: ModelConfig) -> Lease | None:
-        """Return a lease that is granted already, to be given back by `release`; None if that cannot be done at once.
+    def lease_now(self, model_id: str) -> Lease | None:
+        """Return a lease that is granted already, to be given back by `leave`; None if that cannot be done at once.
 
-        None leaves no trace: whoever can wait asks for an ordinary lease then.
+        None leaves no trace: whoever can wait asks for an ordinary lease then. All of one run are one and the same,
+        because nothing in them is of a single request.
         """
-        if not self._scheduler.enter(model.id):
+        if not self._scheduler.enter(model_id):
             return None
-        lease = Lease(self, model)
-        lease.is_granted, lease.run = True, self._runs.get(model.id)
+        return self._at_once.get(model_id) or self._granted_at_once(model_id)
+
+    def _granted_at_once(self, model_id: str) -> Lease:
+        lease = self._at_once[model_id] = Lease(self, self.config.models[model_id])
+        lease.is_granted, lease.run = True, self._runs.get(model_id)
         return lease
+
+    def leave(self, lease: Lease, now: float) -> None:
+        """Take a lease back that came of `lease_now`, at that time of the monotonic clock."""
+        actions = self._scheduler.leave(lease.model_id, now)
+        if actions:
+            self._perform(actions)
+        if lease.may_expire:
+            self._arm(self._scheduler.deadline_of(lease.model_id))
 
     def request(self, lease: Lease) -> None:
         """Ask for a lease (see `Lease.__enter__`)."""
@@ -212,18 +225,13 @@ class Engine:
 
     def release(self, lease: Lease) -> None:
         """Take a lease back, granted or not (see `Lease.__exit__`)."""
-        model, now = lease.model, time.monotonic()
-        if lease.ticket is None:
-            actions = self._scheduler.leave(model.id, now)
-        else:
-            self._leases.pop(lease.ticket, None)
-            if not lease.is_granted:
-                self._note_load(lease)
-            actions = self._scheduler.release(lease.ticket, now)
-        if actions:
-            self._perform(actions)
-        if model.ttl > 0 and model.id in self.config.models:
-            self._arm(self._scheduler.deadline_of(model.id))
+        assert lease.ticket is not None
+        self._leases.pop(lease.ticket, None)
+        if not lease.is_granted:
+            self._note_load(lease)
+        self._perform(self._scheduler.release(lease.ticket, time.monotonic()))
+        if lease.may_expire:
+            self._arm(self._scheduler.deadline_of(lease.model_id))
 
     def _note_load(self, lease: Lease) -> None:
         """Say since when the model of a lease that comes to nothing has been loading, if it has."""
@@ -317,6 +325,7 @@ class Engine:
         outdated = [id for id, model in config.models.items() if self._is_other_unit(model)]
         had_profile = self.naming.active is not None
         self.config, self.naming = config, Naming(config)
+        self._at_once.clear()
         for id, run in self._runs.items():
             if id in config.models and id not in outdated:
                 run.model = config.models[id]
@@ -477,6 +486,7 @@ class Engine:
         if error is not None:
             log.warning("<%s> %s", model_id, error)
         del self._runs[model_id]
+        self._at_once.pop(model_id, None)
         now = time.monotonic()
         if error is None or run.stop_ordered.is_set():
             self._perform(self._scheduler.gone(model_id, now, died_of))

@@ -29,19 +29,18 @@ class Lease:
     request waited for, before `requested` if that was under way already.
     """
 
-    ticket: int | None = None  # None: granted at once, nobody knows of it
-    is_granted = False
-    position: int | None = None  # the last place in the queue, from 1; None if it had none
-    error: Exception | None = None
-    _settled: asyncio.Future[None] | None = None
-    run: Run | None = None
-    requested = 0.0
-    granted_at = 0.0
-    load_began = 0.0
-
     def __init__(self, engine: Engine, model: ModelConfig) -> None:
         self.model = model
+        self.model_id = model.id
+        self.may_expire = model.ttl > 0
+        self.ticket: int | None = None  # None: granted at once, nobody knows of it
+        self.is_granted = False
+        self.position: int | None = None  # the last place in the queue, from 1; None if it had none
+        self.error: Exception | None = None
+        self.run: Run | None = None
+        self.requested = self.granted_at = self.load_began = 0.0
         self._engine = engine
+        self._settled: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Lease:
         self._engine.request(self)
@@ -52,10 +51,6 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Give it back, once, where no `with` block does."""
         if self.error is None:
             self._engine.release(self)
 
@@ -74,7 +69,7 @@ class Lease:
     def grant(self, run: Run | None) -> None:
         self.is_granted, self.run, self.granted_at = True, run, time.monotonic()
         if run is not None:
-            self.model = run.model  # a reload may have come between
+            self.model, self.may_expire = run.model, run.model.ttl > 0  # a reload may have come between
             if run.ready_at >= self.requested:
                 self.load_began = run.began
         self._wake()

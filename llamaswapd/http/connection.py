@@ -47,9 +47,6 @@ LAST_REQUEST_S = 2.0  # how long a client may take to send the request it came f
 LOOK_EVERY_S = 1.0  # how often it is looked who has taken too long
 AHEAD_LIMIT = 64 * 1024  # bytes of further requests that are read while one is answered
 
-READ_BYTES = 256 * 1024  # uploads are read in pieces of this size at most
-_read_buffer = memoryview(bytearray(READ_BYTES))
-
 _templates = Templates(heads.parse_head)
 
 log = logging.getLogger(__name__)
@@ -71,24 +68,23 @@ class Site(Protocol):
         """It has ended."""
 
 
-class Connection(Link):
+class Connection(Link, asyncio.Protocol):
     """One client's connection.
 
-    While a request is answered, whoever answers it may set `on_gone`, called when the client leaves, and `on_writable`,
-    called with False when the client takes no more bytes for now and with True when it does again.
+    While a request is answered, whoever answers it may set `on_gone`, called when the client leaves. The relay of a
+    request is told when the client takes no more bytes for now, and when it does again.
     """
 
     __slots__ = (
         "__weakref__", "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_fresh", "_is_handed", "_last_shape",
         "_left", "_loop", "_site", "answering", "deadline", "failure", "has_left", "is_ending", "is_paused",
-        "is_writable", "on_gone", "on_writable", "peer", "relay",
+        "is_writable", "on_gone", "peer", "relay",
     )  # fmt: skip
 
     def __init__(self, site: Site, loop: asyncio.AbstractEventLoop, *, has_tls: bool) -> None:
         super().__init__(has_tls=has_tls)
         self.is_writable = True
         self.on_gone: Callable[[], object] | None = None
-        self.on_writable: Callable[[bool], object] | None = None
         self.has_left = False  # it sends no more
         self.relay: Relay | None = None  # of aiohttp's request at hand, if it goes to a model
         self.peer = ""  # the client's address, "" for a UNIX socket
@@ -122,19 +118,15 @@ class Connection(Link):
         elif site.is_draining:
             self.drain()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        data = _read_buffer[:nbytes]
+    def data_received(self, data: bytes) -> None:
         if self._exchange is not None:
             self._exchange.feed(data)
         elif self._is_handed:
             self._feed_handler(data)
         elif self._is_aiohttps:
-            self._handler_at_work().data_received(data.tobytes())
+            self._handler_at_work().data_received(data)
         else:
-            self._read(self._ahead + data.tobytes() if self._ahead else data.tobytes())
+            self._read(self._ahead + data if self._ahead else data)
 
     def _read(self, data: bytes) -> None:
         """Decide who answers the request that begins here."""
@@ -156,14 +148,16 @@ class Connection(Link):
                 return
             shape, digits = found
             self._last_shape = shape if shape.is_reusable else None
-        size = start + int(digits) if digits else start
-        self._ahead = data[size:]
-        if self._ahead:
-            data = data[:size]
+        length = int(digits or b"0")
+        size = start + length
+        if size < len(data):
+            data, self._ahead = data[:size], data[size:]
+        elif self._ahead:
+            self._ahead = b""
         # Of a client that sends no more, aiohttp knows what to make.
-        admit = self._site.express.admit
-        exchange = self._exchange = None if self.has_left else admit(self, shape, digits, data, start)
-        if exchange is None:
+        if not self.has_left:
+            self._exchange = self._site.express.admit(self, shape, digits, data, start, length)
+        if self._exchange is None:
             self.hand_over(data, size)
 
     def _await_head(self, data: bytes) -> None:
@@ -173,27 +167,27 @@ class Connection(Link):
             self.deadline = min(self.deadline, self.now + HEAD_TIMEOUT_S)
         self._ahead = data
 
-    def read_ahead(self, data: memoryview) -> None:
+    def read_ahead(self, data: bytes) -> None:
         """Keep what comes behind the request at hand."""
-        self._ahead += data.tobytes()
+        self._ahead += data
         if len(self._ahead) > AHEAD_LIMIT:
             self.pause_reading()
 
-    def end_exchange(self, keep_alive: bool) -> None:
-        """The express way has answered."""
-        self._exchange = self.on_gone = self.on_writable = None
+    def end_exchange(self, keep_alive: bool, now: float) -> None:
+        """The express way has answered, at that time of the monotonic clock."""
+        self._exchange = None
         if keep_alive:
-            self._go_on()
+            self._go_on(now)
         else:
-            self.deadline = self.now + LINGER_S  # a client that reads nothing must not stay for ever
+            self.deadline = now + LINGER_S  # a client that reads nothing must not stay for ever
             self.transport.close()
 
-    def _go_on(self) -> None:
+    def _go_on(self, now: float) -> None:
         """The request at hand has been answered; the next one may have come already."""
         if self.transport.is_closing():
             self._ahead = b""
             return
-        self.deadline = self.now + KEEPALIVE_S
+        self.deadline = now + KEEPALIVE_S
         self._is_fresh = False
         if self.is_ending and not (self._ahead and self.is_writable):
             self._end_unless_asked()
@@ -201,7 +195,8 @@ class Connection(Link):
         if not self.is_writable:  # what it does not read now must not become more
             self.pause_reading()
             return
-        self.resume_reading()
+        if self.is_paused:
+            self.resume_reading()
         if self._ahead:
             ahead, self._ahead = self._ahead, b""
             self._read(ahead)
@@ -219,11 +214,11 @@ class Connection(Link):
         self.resume_reading()
         self._handler_at_work().data_received(data)
 
-    def _feed_handler(self, data: memoryview) -> None:
+    def _feed_handler(self, data: bytes) -> None:
         mine = data[: self._left]
         if mine:
             self._left -= len(mine)
-            self._handler_at_work().data_received(mine.tobytes())
+            self._handler_at_work().data_received(mine)
         if len(mine) < len(data):
             self.read_ahead(data[len(mine) :])
 
@@ -238,13 +233,16 @@ class Connection(Link):
                 self._end_unless_asked()
         elif self._is_handed:
             self._is_handed = False
+            self.share(False)
             self._handler.read_on()
-            self._go_on()
+            self._go_on(self.now)
 
     def _handler_at_work(self) -> Handler:
         if self._handler is None:
             self._handler = self._site.make_handler(self)
             self._handler.connection_made(self.transport)
+        if not self.is_shared:
+            self.share(True)
         return self._handler
 
     # ---- flow control
@@ -274,12 +272,13 @@ class Connection(Link):
         if self._handler is not None:
             self._handler.resume_writing()
         if self._exchange is None and not self._is_handed and not self._is_aiohttps:
-            self._go_on()
+            self._go_on(self.now)
 
     def _tell_writable(self, is_writable: bool) -> None:
         self.is_writable = is_writable
-        if self.on_writable is not None:
-            self.on_writable(is_writable)
+        relay = self._exchange or self.relay
+        if relay is not None:
+            relay.on_client_writable(is_writable)
 
     # ---- its end
 
@@ -308,6 +307,8 @@ class Connection(Link):
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
             on_gone()
+        if self._exchange is not None:
+            self._exchange.give_up()
         if self._handler is not None:
             self._handler.leave()
 

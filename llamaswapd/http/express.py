@@ -24,12 +24,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from llamaswapd.activity.record import Pieces
-from llamaswapd.config.schema import ModelConfig
+from llamaswapd.activity.record import PLAIN_BYTES
 from llamaswapd.core import jsontext
 from llamaswapd.core.filters import Edit, edit_for
 from llamaswapd.core.routing import MultipartReader
@@ -42,10 +42,12 @@ from llamaswapd.http.heads import Headers, Shape
 from llamaswapd.http.kept import KeptRequest
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.relay import Relay
-from llamaswapd.http.route import Route
+from llamaswapd.http.route import Route, Start
 from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
 from llamaswapd.http.upstream import OriginPool, Pool, Stale, Upstream
-from llamaswapd.observe import Inflight, Pairs
+from llamaswapd.http.wire import Framing
+from llamaswapd.http.wire import Shape as AnswerShape
+from llamaswapd.observe import Inflight, Pairs, took
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection
@@ -60,10 +62,11 @@ LINGER_S = 10.0  # how long the rest of a body is awaited that nobody wants any 
 log = logging.getLogger(__name__)
 
 
-class Destination(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Destination:
     """Where a name leads, under one configuration."""
 
-    model: ModelConfig
+    model_id: str
     pool: OriginPool
     prefix: str  # of the path
     edit: Edit | None  # None: bodies stay as they are
@@ -80,49 +83,50 @@ class Express:
         self.recorder = recorder
         self._pool = pool
         self._config = engine.config
-        self._profile = engine.naming.active
         self._destinations: dict[str, Destination] = {}  # of the names that have been used
         self._tasks: set[asyncio.Task[None]] = set()
+        engine.on_profile(lambda _: self._destinations.clear())
 
-    def admit(self, connection: Connection, shape: Shape, digits: bytes, data: bytes, start: int) -> Exchange | None:
+    def admit(
+        self, connection: Connection, shape: Shape, digits: bytes, data: bytes, start: int, length: int
+    ) -> Exchange | None:
         """Take a request on; None if that is not for us, and nothing has happened then.
 
-        `data`: its head and, from `start` on, what of its body has come.
+        `data`: its head and, from `start` on, what of its body has come, which has so many bytes in all.
         """
         config = self.engine.config
+        if config is not self._config:
+            self._config = config
+            self._destinations.clear()
         route: Route | None = shape.memo
         if route is None or route.config is not config:
             shape.memo = route = Route(shape, config)
         if not route.is_admitted:
             return None
-        exchange = Exchange(self, connection, route, shape, digits, data, start)
-        if not exchange.go_on():
+        exchange = Exchange(self, connection, route, shape, digits, data, start, length)
+        if not exchange.go_on(exchange.began):
             return None
         self.traffic.begin()
-        connection.on_gone = exchange.give_up
         return exchange
 
     def destination(self, name: str) -> Destination | None:
         """Return where a name leads that means the same model of ours for everybody, None for any other."""
-        engine = self.engine
-        if self._config is not engine.config or self._profile is not engine.naming.active:
-            self._config, self._profile = engine.config, engine.naming.active
-            self._destinations.clear()
         found = self._destinations.get(name)
-        if found is None:
-            model = self._config.resolve(name)
-            if model is None or name in self._config.selectors or name in engine.naming.pins():
-                return None
-            try:
-                pool, prefix, query = self._pool.of(model.proxy, model.timeouts)
-            except UpstreamError:
-                return None
-            if pool.authorization or query:
-                return None
-            edit = edit_for(model, name, name)
-            about = about_request(self._config, model)
-            found = Destination(model, pool, prefix, edit if edit.is_needed else None, about)
-            self._destinations[name] = found
+        return found if found is not None else self._new_destination(name)
+
+    def _new_destination(self, name: str) -> Destination | None:
+        model = self._config.resolve(name)
+        if model is None or name in self._config.selectors or name in self.engine.naming.pins():
+            return None
+        try:
+            pool, prefix, query = self._pool.of(model.proxy, model.timeouts)
+        except UpstreamError:
+            return None
+        if pool.authorization or query:
+            return None
+        edit, about = edit_for(model, name, name), about_request(self._config, model)
+        found = Destination(model.id, pool, prefix, edit if edit.is_needed else None, about)
+        self._destinations[name] = found
         return found
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -156,12 +160,15 @@ class Phase(Enum):
     NOTHING = auto()  # it is over
 
 
+MODEL, ANSWER, NOTHING = Phase.MODEL, Phase.ANSWER, Phase.NOTHING  # a member of an Enum is slow to find before 3.12
+
+
 class Exchange(Relay):
     """One request on the express way, from its head to the end of its answer."""
 
     __slots__ = (
-        "_digits", "_edited", "_express", "_form", "_left", "_length", "_phase", "_raw_head", "_route",
-        "_shape", "_start", "_task", "_text",
+        "_digits", "_express", "_form", "_left", "_length", "_phase", "_prefix", "_route", "_shape", "_start", "_task",
+        "_text",
     )  # fmt: skip
 
     method = "POST"
@@ -175,65 +182,56 @@ class Exchange(Relay):
         digits: bytes,
         data: bytes,
         start: int,
+        length: int,
     ) -> None:
         # Not by way of the classes above: this is done for every request.
-        self.connection = connection
-        self.path = route.path
-        self.peer_ip = connection.peer
-        self.unix_time_ns = time.time_ns()
-        self.began = self.told = time.monotonic()
-        self.status = self.size = 0
-        self.keep_alive = shape.keep_alive
-        self._is_http11 = True
-        self._has_own_stream = False
-        self._table = self.answer = self.framing = self._upstream = None
-        self.answer_kept = self.request_kept = self.lease = self.failure = self.budget = None
-        self.whole_answer = b""
-        self.first_byte = 0.0
-        self.sent_path = route.sent_path
         self._express = express
+        self.connection = connection
         self._route = route
         self._shape = shape
         self._digits = digits
-        self._phase = Phase.MODEL
-        self._start = b""  # of the head for the model's server, up to the digits
-        self._edited: bytes | None = None  # the body to send, if it is not the client's own
+        self.path = route.path
+        self.sent_path = route.sent_path
+        self.peer_ip = connection.peer
+        self.keep_alive = shape.keep_alive
+        self.heads_bytes = shape.fixed
+        self.began = self.told = self.granted = time.monotonic()
+        self.first_byte = self.load_began = self.ended = 0.0
+        self.id = self.status = self.size = self.unix_time_ns = 0
+        self._is_http11 = True
+        self.is_plain = self.is_cut = self._has_own_stream = False
+        self._table = self.answer = self.framing = self._upstream = None
         self._task: asyncio.Task[None] | None = None
         self._form: MultipartReader | None = None
-        self._raw_head = data[:start]
+        self.answer_kept = self.request_kept = self.lease = self.failure = self.budget = self.request = None
+        self._start: Start | None = None
+        self.response = b""
+        self.error = self.type_of_error = ""
+        self._phase = MODEL
         # What has come of the body; nothing once it has been passed on without being held. Grows where it is, as a
         # bytearray, if more has to be awaited.
         self._text: bytes | bytearray = data[start:]
-        self._length = length = int(digits or b"0")
+        self._length = length
         self._left = length + start - len(data)  # bytes of the body that have not come
         if route.boundary is not None:
             self._form = MultipartReader(route.boundary, route.query)
             self._form.feed(data[start:])
 
     @property
-    def heads_bytes(self) -> int:
-        return self._shape.fixed + (self.answer[0].fixed if self.answer is not None else 0)
+    def headers(self) -> Headers:  # type: ignore[override]
+        return Headers(self._shape, self._digits)
 
     def request_pairs(self) -> Callable[[], Pairs]:
         return partial(self._shape.pairs, self._digits)
 
-    def request_body(self) -> bytes | Pieces | None:
-        if self.request_kept is not None:
-            return super().request_body()
-        budget = self.budget
-        if self._phase is Phase.SERVER or not self._route.keeps_request or budget is None or not budget.limit:
-            return None
-        if self._length and not self._text:  # it was too long
-            return None
-        return self._edited or bytes(self._text)
-
-    @property
-    def headers(self) -> Headers:  # type: ignore[override]
-        return Headers(self._shape, self._digits)
+    def access_line(self) -> str:
+        """Return what the access log says of it."""
+        start, tail = self._start or self._route.start("", self.peer_ip), self._route.access_tail
+        return f"{start.access}{self.outcome} {self.size}{tail}{took(self.ended - self.began)}"
 
     # ---- what comes from the client
 
-    def feed(self, data: memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         """Take what the client sends."""
         if len(data) > self._left:
             self.connection.read_ahead(data[self._left :])
@@ -245,29 +243,28 @@ class Exchange(Relay):
             case Phase.MODEL:
                 self._text += data
                 if self._form is not None:
-                    self._form.feed(data.tobytes())
-                if not self.go_on():
+                    self._form.feed(data)
+                if not self.go_on(self.connection.now):
                     self._hand_over()
             case Phase.SERVER:
                 self._text += data
             case Phase.ANSWER if self._upstream is not None:
                 self._upstream.write(data)
                 if self.request_kept is not None:
-                    self.request_kept.add(data.tobytes())
+                    self.request_kept.add(data)
                 self._body_went_on(self._upstream)
             case Phase.REST if not self._left:
-                self._phase = Phase.NOTHING
-                self.connection.end_exchange(self.keep_alive)
+                self._end(self.connection.now)
             case _:
                 pass
 
-    def go_on(self) -> bool:
+    def go_on(self, now: float) -> bool:
         """Go as far as what has come allows; False if the request is not for us. Then nothing has happened."""
         text = self._text
         if self._form is not None:
             name = self._form.name
         elif not self._left:
-            name = _model_of(text)
+            name = jsontext.quick_model(text) or _scanned_model(text)
         elif isinstance(text, bytes) or len(text) <= BEGINNING_BYTES:  # the first piece, or a short one
             name = jsontext.first_model(text)
         else:
@@ -282,8 +279,8 @@ class Exchange(Relay):
                 return False
             if self._left:
                 return self._await_body()
-            self._edited = to.edit.apply(bytes(text))
-        return self._ask_for(to)
+            return self._ask_for(to, now, to.edit.apply(bytes(text)))
+        return self._ask_for(to, now)
 
     def _await_body(self) -> bool:
         self._hold()
@@ -297,59 +294,71 @@ class Exchange(Relay):
 
     # ---- the model
 
-    def _ask_for(self, to: Destination) -> bool:
-        """Get a lease and a connection."""
-        express, connection, model = self._express, self.connection, to.model
-        lease = express.engine.lease_now(model)
+    def _ask_for(self, to: Destination, now: float, edited: bytes | None = None) -> bool:
+        """Get a lease and a connection; send the body as it came if it is not `edited`."""
+        express, connection = self._express, self.connection
+        lease = express.engine.lease_now(to.model_id)
         if lease is None:
             return False
         self.lease = lease
-        self._start = self._route.start(to.prefix, connection.peer)
-        self.model_id = model.id
+        self._prefix = to.prefix
+        self.model_id = to.model_id
         self.about = to.about
         self._table = table = express.inflight
         table.add(self)
-        self.budget = express.recorder.budget
         connection.deadline = None
+        unedited = None
+        if edited is not None:
+            unedited, self._text = self._text, edited
         # What cannot be sent twice takes a new connection; and what would be much to keep for that.
-        is_small = not self._left and len(self._text) <= WRITE_AT_ONCE
-        upstream = to.pool.take() if is_small else None
-        if upstream is not None:
-            self._send(upstream)
+        if not self._left and self._length <= WRITE_AT_ONCE and (upstream := to.pool.take()) is not None:
+            self._send(upstream, now)
             return True
         self._phase = Phase.SERVER
-        self._do(partial(self._connect, to.pool, is_first=True))
+        self._do(partial(self._connect, to.pool, unedited, is_first=True))
         if self._left:
             self._hold()
             connection.pause_reading()
         return True
 
-    async def _connect(self, pool: OriginPool, *, is_first: bool) -> None:
+    async def _connect(self, pool: OriginPool, unedited: bytes | bytearray | None = None, *, is_first: bool) -> None:
         try:
             upstream = await pool.connect()
         except UpstreamError as error:
             if is_first:
+                self._text = unedited or self._text
                 self._hand_over()
             else:  # it has been sent once: its model may have died of it
                 await self._explain(error)
             return
         self._task = None
         self.connection.resume_reading()
-        self._send(upstream)
+        self._send(upstream, self.connection.now)
 
-    def _send(self, upstream: Upstream) -> None:
-        self._phase = Phase.ANSWER
+    def _send(self, upstream: Upstream, now: float) -> None:
+        self._phase = ANSWER
         text, digits = self._text, self._digits
-        if self._edited is not None:
-            text, digits = self._edited, b"%d" % len(self._edited)
-        if not self._left and len(text) <= WRITE_AT_ONCE:
-            text = bytes(text)
-            self.begin(upstream, b"%b%b\r\n\r\n%b" % (self._start, digits, text), complete=True)
+        self._start = start = self._route.start(self._prefix, self.peer_ip)
+        if self._left or self._length > WRITE_AT_ONCE:
+            self._send_in_pieces(upstream, start)
             return
-        if self.budget is not None and self._route.keeps_request and self.budget.has_room_for(self._length):
-            self.request_kept = KeptRequest(self.budget)
+        if not isinstance(text, bytes):
+            self._text = text = bytes(text)
+        if len(text) != self._length:  # it has been edited
+            digits = b"%d" % len(text)
+        if self._route.keeps_request and self._express.recorder.budget.limit:
+            self.request = text
+        self._upstream = upstream
+        if not self.connection.is_writable:
+            upstream.pause_reading()
+        upstream.send_whole(self, b"".join((start.head, digits, b"\r\n\r\n", text)), now)
+
+    def _send_in_pieces(self, upstream: Upstream, start: Start) -> None:
+        text, budget = self._text, self._express.recorder.budget
+        if self._route.keeps_request and budget.has_room_for(self._length):
+            self.request_kept = KeptRequest(budget)
             self.request_kept.add(text)  # as it is: nothing more is added to it
-        self.begin(upstream, b"%b%b\r\n\r\n" % (self._start, digits), complete=False)
+        self.begin(upstream, b"%b%b\r\n\r\n" % (start.head, self._digits), complete=False)
         upstream.write(text)
         self._text = b""
         self._body_went_on(upstream)
@@ -379,7 +388,7 @@ class Exchange(Relay):
 
     def over(self, error: UpstreamError | None) -> None:
         if error is None:
-            self._answered(self.status, self.size)
+            self._answered(self.status)
         elif isinstance(error, Stale) and self._text:
             self._phase = Phase.SERVER
             self._do(partial(self._connect, error.pool, is_first=False))
@@ -405,7 +414,7 @@ class Exchange(Relay):
         failure = await explained(self.lease, self.lease.model, error)
         self._task = None
         if failure is None:
-            self._answered(self.status, self.size)
+            self._answered(self.status)
         else:
             self._fail(failure)
 
@@ -414,60 +423,82 @@ class Exchange(Relay):
         if self.has_begun:
             log.warning("answer cut after %d bytes: %s", self.size, error)
             self.break_off(error)
-            self._answered(self.status, self.size)
+            self._answered(self.status)
         else:
             if self.connection.is_ending:
                 self.keep_alive = False
-            answer, size = error_bytes(error, self._route.accept, keep_alive=self.keep_alive)
+            answer, self.size = error_bytes(error, self._route.accept, keep_alive=self.keep_alive)
             self.connection.write(answer)
-            self._answered(error.status, size, error)
+            self._answered(error.status, error)
 
-    def _answered(self, status: int, size: int, error: Error | None = None) -> None:
-        self._give_back(status, size, error)
+    def on_head(self, shape: AnswerShape, digits: bytes, framing: Framing, data: bytes) -> None:
+        self.budget = self._express.recorder.budget
+        super().on_head(shape, digits, framing, data)
+
+    def _answered(self, status: int, error: Error | None = None) -> None:
+        self._give_back(status, error)
         connection = self.connection
-        if not self._left or connection.transport.is_closing():
-            self._phase = Phase.NOTHING
-            connection.end_exchange(self.keep_alive)
+        if self._left and not connection.transport.is_closing():
+            # Closing now would reset the connection, and the client might not see the answer.
+            self._phase = Phase.REST
+            connection.deadline = self.ended + LINGER_S
+            connection.resume_reading()
             return
-        # Closing now would reset the connection, and the client might not see the answer.
-        self._phase = Phase.REST
-        connection.on_gone = connection.on_writable = None
-        connection.deadline = connection.now + LINGER_S
-        connection.resume_reading()
+        self._end(self.ended)
 
-    def _give_back(self, status: int, size: int, error: Error | None = None) -> None:
+    def _end(self, now: float) -> None:
+        connection = self.connection
+        del self.connection  # the record must not hold on to it
+        self._phase = NOTHING
+        connection.end_exchange(self.keep_alive, now)
+
+    def _give_back(self, status: int, error: Error | None = None) -> None:
         """Give back what was taken; unless `status` is 0 the request is over, which is told to whoever keeps books."""
-        express, route, lease = self._express, self._route, self.lease
+        express, lease = self._express, self.lease
+        self.outcome = status
+        if not self.ended:
+            self.ended = time.monotonic()
         if lease is not None:
-            lease.release()
+            express.engine.leave(lease, self.ended)
             express.inflight.remove(self)
-            if status:
-                express.recorder.end(self, status, error)
-            else:
+            if not status:
                 express.recorder.forget(self)
+            elif (
+                error is None
+                and self.framing is None
+                and self.size <= PLAIN_BYTES
+                and self._length <= PLAIN_BYTES
+                and self.request_kept is None
+                and self.answer is not None
+                and self.answer[0].is_plain
+            ):
+                self.is_plain = True
+                express.recorder.note(self)
+            else:
+                express.recorder.end(self, error)
             self.lease = None
         if status:
-            express.traffic.end()
-            duration_s = time.monotonic() - self.began
-            express.traffic.access.add(route.ip or self.peer_ip, route.what, status, size, route.agent, duration_s)
+            self._text = b""
+            express.traffic.end(self)
 
     def _hand_over(self) -> None:
         """Have aiohttp answer the request: nothing has come of it yet."""
-        self._give_back(0, 0)
+        self._give_back(0)
         # Counted by itself until aiohttp counts it, which is some turns of the loop later.
         asyncio.get_running_loop().call_later(HAND_OVER_S, self._express.traffic.end)
         self._phase = Phase.NOTHING
-        connection = self.connection
-        connection.on_gone = connection.on_writable = None
-        connection.hand_over(self._raw_head + self._text, len(self._raw_head) + self._length)
+        head = self._shape.head(self._digits)
+        self.connection.hand_over(head + self._text, len(head) + self._length)
 
     def give_up(self) -> None:
         """The client has left."""
+        if self._phase is Phase.REST or self._phase is Phase.NOTHING:  # it has been answered
+            return
         self._phase = Phase.NOTHING
         if self._task is not None:
             self._task.cancel()
         self.end()
-        self._give_back(self.status or CLIENT_LEFT, self.size)
+        self._give_back(self.status or CLIENT_LEFT)
 
     def cancel(self) -> None:
         if self._phase is Phase.ANSWER and self._upstream is not None:
@@ -495,10 +526,9 @@ class Exchange(Relay):
         self._fail(error)
 
 
-def _model_of(text: bytes | bytearray) -> str | None:
-    name = jsontext.quick_model(text)
-    if name is None and len(text) <= EDIT_LIMIT:
-        scanner = jsontext.Scanner()
-        scanner.feed(bytes(text))
-        name = scanner.model
-    return name
+def _scanned_model(text: bytes | bytearray) -> str | None:
+    if len(text) > EDIT_LIMIT:
+        return None
+    scanner = jsontext.Scanner()
+    scanner.feed(bytes(text))
+    return scanner.model

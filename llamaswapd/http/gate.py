@@ -22,7 +22,7 @@ from llamaswapd.http.connection import Connection
 from llamaswapd.http.ordinary import Relayed
 from llamaswapd.http.server import Handler, connection_of
 from llamaswapd.http.traffic import CLIENT_LEFT, UNLOGGED_PATHS, Traffic, printable
-from llamaswapd.observe import TOKEN, remote_ip
+from llamaswapd.observe import TOKEN, Access, remote_ip
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Gate:
         ip = printable(remote_ip(request.headers, connection_of(request).peer))
         what = f"{request.method} {request.rel_url.raw_path} HTTP/{request.version.major}.{request.version.minor}"
         agent = printable(request.headers.get("User-Agent", ""))
-        self._traffic.access.add(ip, printable(what), status, size, agent, duration_s)
+        self._traffic.access.add(Access(time.monotonic(), ip, printable(what), status, size, agent, duration_s))
 
     async def _answer(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         # aiohttp 3.8 counts its "100 Continue" as the beginning of the answer, see `render`.

@@ -6,6 +6,8 @@ each may still have the beginning and end of its own.
 
 from __future__ import annotations
 
+from llamaswapd.activity.record import Pieces
+
 HEAD_BYTES = 4 * 1024  # of a long answer: where Anthropic's say how many tokens came in
 TAIL_BYTES = 16 * 1024  # and where all others do
 LEAST_BUDGET = 4 * 1024 * 1024
@@ -87,6 +89,13 @@ class KeptRequest:
         if self.size > budget.limit or budget.held > budget.whole:
             self.start_over()
             self.is_cut = True
+
+    def body(self) -> bytes | Pieces | None:
+        """Return the whole body, None if it is not kept, or there was none."""
+        if self.is_cut or not self.pieces:
+            return None
+        first = self.pieces[0]
+        return first if len(self.pieces) == 1 and isinstance(first, bytes) else Pieces(self.pieces, self.size)
 
     def start_over(self) -> None:
         """Forget what came; the same body comes again."""

@@ -1,4 +1,4 @@
-"""One end of a TCP connection as the relay wants it: read into a buffer that is there already, write at once.
+"""One end of a TCP connection as the relay wants it: what is written is sent at once.
 
 Both sides of the relay are links, the client's and the model's. What is saved here is counted in microseconds, but for
 every request and every token.
@@ -17,45 +17,49 @@ DISCARD_BYTES = 64 * 1024  # read at once of what nobody wants
 DISCARD_READS = 64  # before the other side is taken to send without end
 
 
-class Link(asyncio.BufferedProtocol):
-    """A connection; its transport must not be written to but by `write`, or by those who write nowhere else.
+class Link(asyncio.BaseProtocol):
+    """A connection; its transport must not be written to but by `write`, or while it is shared."""
 
-    All links of a kind share one read buffer: a loop fills it and calls `buffer_updated` in one go, so it never holds
-    the bytes of two. No read allocates, and a client that is slow to read holds up no more than one buffer's worth.
-    """
-
-    __slots__ = ("_fd", "has_tls", "transport")
+    __slots__ = ("_direct", "_fd", "has_tls", "is_shared", "transport")
 
     transport: asyncio.Transport
 
     def __init__(self, *, has_tls: bool) -> None:
         self.has_tls = has_tls  # what is written is not what is sent then
+        self.is_shared = False  # others write to the transport as well
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._fd = -1 if self.has_tls else transport.get_extra_info("socket").fileno()
+        self._direct = -1  # the same, while the transport is known to hold nothing that has to go first
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes, which are left as they are; of a memoryview, what the socket does not take now is copied.
+    def share(self, is_shared: bool) -> None:
+        """Say whether others write to the transport as well from now on."""
+        self.is_shared = is_shared
+        self._direct = -1
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Send bytes, which must stay as they are.
 
         A write of the transport's own waits for the end of the loop's turn (uvloop), which is late for a token.
         """
         transport = self.transport
         if transport.is_closing():  # its descriptor may be another connection's by now
             return
-        sent = 0
-        if self._fd >= 0 and not transport.get_write_buffer_size():
-            try:  # noqa: SIM105, three calls more for every token
-                sent = os.write(self._fd, data)
+        sent, fd = 0, self._direct
+        if fd < 0 and not transport.get_write_buffer_size():
+            fd = self._fd
+            if not self.is_shared:
+                self._direct = fd
+        if fd >= 0:
+            try:
+                sent = os.write(fd, data)
+                if sent == len(data):
+                    return
             except OSError:  # the socket is full, or broken, which the transport will notice and tell
                 pass
-            if sent == len(data):
-                return
-        if isinstance(data, memoryview):  # of the read buffer, which is filled again before the rest is sent
-            data = data[sent:].tobytes()
-        elif sent:
-            data = memoryview(data)[sent:]
-        transport.write(data)
+            self._direct = -1
+        transport.write(memoryview(data)[sent:] if sent else data)
 
     @property
     def has_unread(self) -> bool:

@@ -31,23 +31,19 @@ class Awaited(Relay):
         self.keep_alive = bool(request.keep_alive)
         self.sent_path = sent_path
         self.about = NO_METADATA
-        self.first_byte = 0.0
-        self._is_http11 = request.version >= (1, 1)
-        self._has_own_stream = False
-        self._table = self.framing = self._upstream = None
+        self.first_byte = self.granted = self.load_began = self.ended = 0.0
+        self.is_plain = self.is_cut = self._has_own_stream = False
+        self.request = self._table = self.framing = self._upstream = None
         self.answer = self.answer_kept = self.request_kept = self.lease = self.failure = self.budget = None
-        self.whole_answer = b""
-        self._raw_headers = request.raw_headers
+        self.response, self.error, self.type_of_error = b"", "", ""
+        self.heads_bytes = sum(len(name) + len(value) for name, value in request.raw_headers)
+        self._is_http11 = request.version >= (1, 1)
         self._writable = asyncio.Event()
         self._writable.set()
         self._over: asyncio.Future[UpstreamError | None] | None = None
         self._task: asyncio.Task[Any] | None = None  # which answers the request, while it can be cancelled
         self._is_cancelled = False
         self._behind = bytearray()  # what came behind the head of a request that offers another protocol
-
-    @property
-    def heads_bytes(self) -> int:
-        return super().heads_bytes + sum(len(name) + len(value) for name, value in self._raw_headers)
 
     async def exchange(self, upstream: Upstream, head: bytes, body: Body, *, upgrades: bool = False) -> None:
         """Send a request and pass its answer on, to its end.
@@ -105,7 +101,7 @@ class Awaited(Relay):
             if self.status == SWITCHING_PROTOCOLS:
                 self.connection.pause_reading()
 
-    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing, data: bytes) -> None:
         super().on_head(shape, digits, framing, data)
         if self.status == SWITCHING_PROTOCOLS and self._upstream is not None:
             self._upstream.write(bytes(self._behind))

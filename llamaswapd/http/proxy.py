@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import unquote
@@ -200,8 +201,9 @@ class Proxy:
         finally:
             relay.show_no_more()
             if is_recorded:
-                status = relay.status or (failure.status if failure is not None else CLIENT_LEFT)
-                self._recorder.end(relay, status, failure)
+                relay.outcome = relay.status or (failure.status if failure is not None else CLIENT_LEFT)
+                relay.ended = relay.ended or time.monotonic()
+                self._recorder.end(relay, failure)
 
     async def _answer_while_loading(
         self, request: web.Request, relay: Awaited, model: ModelConfig, body: Body, target: str

@@ -12,16 +12,17 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from llamaswapd.activity.record import Pieces
+from llamaswapd.activity.record import Record
 from llamaswapd.engine import Lease
 from llamaswapd.errors import Error, UpstreamError, envelope
 from llamaswapd.http.kept import Budget, KeptAnswer, KeptRequest
 from llamaswapd.http.upstream import MayBeCut
 from llamaswapd.http.wire import SWITCHING_PROTOCOLS, BodyKind, Chunked, Framing, Shape, UntilClose, names_in
-from llamaswapd.observe import Inflight, InflightEntry, Pairs
+from llamaswapd.observe import Inflight, Pairs
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection
@@ -42,8 +43,8 @@ STREAM_HEAD = (
 )
 
 
-class Relay(InflightEntry):
-    """Carries one request and its answer, and is what is shown of them while they are in flight.
+class Relay(Record):
+    """Carries one request and its answer, and is what is known of them, now and later.
 
     Each of the two ways has its own, which knows what to do when the answer is `over`. An answer reaches the client in
     one of three forms: as it came; without chunk framing, for a client of HTTP/1.0, whose connection then ends with it;
@@ -51,26 +52,22 @@ class Relay(InflightEntry):
     """
 
     __slots__ = (
-        "_has_own_stream", "_is_http11", "_table", "_upstream", "about", "answer", "answer_kept", "budget",
-        "connection", "failure", "first_byte", "framing", "keep_alive", "lease", "request_kept", "sent_path",
-        "whole_answer",
+        "_has_own_stream", "_is_http11", "_table", "_upstream", "answer", "answer_kept", "budget", "connection",
+        "failure", "framing", "keep_alive", "lease", "request_kept", "type_of_error",
     )  # fmt: skip
 
     to_peer = False  # its answer comes from another machine's models
 
     connection: Connection
     keep_alive: bool
-    sent_path: str  # the path that the model's server sees
-    about: Mapping[str, str]  # what else there is to say of the request
     lease: Lease | None
     answer: tuple[Shape, bytes] | None  # its head, once it has come, and the digits of its length
     failure: Error | None  # why the answer is cut
-    first_byte: float  # of the answer, on the monotonic clock; 0.0 until it comes
+    type_of_error: str  # what the client was told in place of an answer came as this type
     framing: Framing | None  # of the answer's body; None until it comes, and if it came with its head
     budget: Budget | None  # for what is kept of what is said; None: nothing
     request_kept: KeptRequest | None  # what is not at hand in the end anyway
     answer_kept: KeptAnswer | None
-    whole_answer: bytes  # the body that came with its head
     _is_http11: bool
     _has_own_stream: bool
     _table: Inflight | None
@@ -110,28 +107,41 @@ class Relay(InflightEntry):
         if self._table is not None:
             self._table.remove(self)
 
-    def metadata(self) -> Mapping[str, str]:
-        return self.about
+    def resp_headers(self) -> Pairs:
+        return self.response_pairs()()
 
-    @property
-    def heads_bytes(self) -> int:
-        """About how much memory the heads of request and answer take."""
-        return self.answer[0].fixed if self.answer is not None else 0
+    # ---- what is known of it when it has ended
 
     def request_pairs(self) -> Callable[[], Pairs]:
-        """Return what tells the header fields of the request, and holds nothing else."""
         return self.headers.items
 
-    def request_body(self) -> bytes | Pieces | None:
-        """Return the body that was sent, None if none was or it is not kept."""
-        kept = self.request_kept
-        if kept is None or kept.is_cut or not kept.pieces:
-            return None
-        first = kept.pieces[0]
-        return first if len(kept.pieces) == 1 and isinstance(first, bytes) else Pieces(kept.pieces, kept.size)
+    def response_pairs(self) -> Callable[[], Pairs]:
+        return partial(self.answer[0].pairs, self.answer[1]) if self.answer is not None else _no_headers
 
-    def resp_headers(self) -> Iterable[tuple[str, str]]:
-        return self.answer[0].pairs(self.answer[1]) if self.answer is not None else ()
+    @property
+    def content_type(self) -> str:
+        if self._has_own_stream:
+            return "text/event-stream"
+        return self.answer[0].content_type if self.answer is not None else self.type_of_error
+
+    @property
+    def content_encoding(self) -> str:
+        return self.answer[0].content_encoding if self.answer is not None and not self._has_own_stream else ""
+
+    @property
+    def is_chunked(self) -> bool:
+        return self.framing is not None and self.is_in_chunks
+
+    def take_over_kept(self) -> None:
+        """Have `request` and `response` be what was kept of them; nothing more is."""
+        sent, said = self.request_kept, self.answer_kept
+        if sent is not None:
+            sent.release()
+            self.request = sent.body()
+        if said is not None:
+            said.release()
+            self.response, self.is_cut = bytes(said.body), said.is_cut
+        self.answer_kept = self.request_kept = self.budget = None
 
     # ---- the exchange
 
@@ -141,23 +151,21 @@ class Relay(InflightEntry):
         `upgrades`: it asks for another protocol, of which the answer may be the beginning (101).
         """
         self._upstream = upstream
-        connection = self.connection
-        connection.on_writable = self._on_client_writable
-        if not connection.is_writable:
+        if not self.connection.is_writable:
             upstream.pause_reading()
         unframe = self._has_own_stream or not self._is_http11
         upstream.send(self, data, is_head=self.method == "HEAD", unframe=unframe, complete=complete, upgrades=upgrades)
 
     def end(self) -> None:
         """Give the exchange up if it is not over: the server sees its connection end."""
-        self.connection.on_writable = None
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort()
 
     # ---- the answer
 
-    def _on_client_writable(self, writable: bool) -> None:
+    def on_client_writable(self, writable: bool) -> None:
+        """The client takes no more bytes for now, or takes them again."""
         if self._upstream is None:
             return
         if writable:
@@ -169,10 +177,29 @@ class Relay(InflightEntry):
         if self._is_http11 and not self.status:
             self.connection.write(_render_interim(shape))
 
-    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+    def on_whole(self, shape: Shape, digits: bytes, data: bytes, now: float) -> None:
+        self._upstream = None
+        self.answer = shape, digits
+        self.first_byte = self.ended = now
+        self.heads_bytes += shape.fixed
+        self.status = shape.status
+        self.size = len(data)
+        self.response = data
+        connection = self.connection
+        if connection.is_ending or not self._is_http11:
+            self.keep_alive = False
+        before, behind = (self.keep_alive and shape.as_usual) or self._rendered(shape)
+        table = self._table
+        if table is not None and table.watchers:
+            table.tell(self)
+        connection.write(b"".join((before, digits, behind, data)))
+        self.over(None)
+
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing, data: bytes) -> None:
         self.answer = shape, digits
         self.framing = framing
         self.first_byte = time.monotonic()
+        self.heads_bytes += shape.fixed
         if self.status:  # our own stream: status and headers of the answer are lost
             if data:
                 self.on_data(data)
@@ -180,18 +207,18 @@ class Relay(InflightEntry):
         self.status = shape.status
         if not self._is_http11 or self.connection.is_ending or isinstance(framing, UntilClose):
             self.keep_alive = False
-        before, behind = shape.rendered.get((self._is_http11, self.keep_alive)) or _render(
-            shape, self._is_http11, self.keep_alive
-        )
+        before, behind = self._rendered(shape)
         self.size = len(data)
         table = self._table
         if table is not None and table.watchers:
             table.tell(self)
-        if framing is None:
-            self.whole_answer = data
-        elif data and self.budget is not None:
+        if data and self.budget is not None:
             self._keep_answer(data, self.budget)
-        self.connection.write(before + data if behind is None else before + digits + behind + data)
+        self.connection.write(b"".join((before, digits, behind, data)) if behind else before + data)
+
+    def _rendered(self, shape: Shape) -> tuple[bytes, bytes]:
+        how = self._is_http11, self.keep_alive
+        return shape.rendered.get(how) or _render(shape, *how)
 
     def on_data(self, data: bytes) -> None:
         self._write(chunk(data) if self._has_own_stream and self._is_http11 else data, len(data))
@@ -282,8 +309,8 @@ class Relay(InflightEntry):
         self._write(chunk(content) if self.is_in_chunks else content, len(content))
 
 
-def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, bytes | None]:
-    """Return the head as the client gets it, before and behind the digits of the length; without them, one part.
+def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, bytes]:
+    """Return the head as the client gets it, before and behind the digits of the length; without them, b"" behind.
 
     What concerns the model's connection is left out, what concerns the client's own is put in.
     """
@@ -311,8 +338,10 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
     if not keep_alive and not is_upgrade:
         lines.append(b"Connection: close")
     behind = b"\r\n".join((*lines, b"", b""))
-    rendered = (behind, None) if before is None else (before, behind)
+    rendered = (behind, b"") if before is None else (before, behind)
     shape.rendered[is_http11, keep_alive] = rendered
+    if is_http11 and keep_alive:
+        shape.as_usual = rendered
     return rendered
 
 
@@ -321,6 +350,10 @@ def _render_interim(shape: Shape) -> bytes:
     listed = names_in(shape.fields, b"connection")
     lines = [field.line for field in shape.fields if field.name not in HOP_BY_HOP and field.name not in listed]
     return b"\r\n".join((b"HTTP/1.1" + shape.status_line[8:], *lines, b"", b""))
+
+
+def _no_headers() -> Pairs:
+    return ()
 
 
 def chunk(data: bytes) -> bytes:

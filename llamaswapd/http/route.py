@@ -15,18 +15,32 @@ from llamaswapd.http.auth import authorize
 from llamaswapd.http.forward import forwarded, forwarded_for_line
 from llamaswapd.http.heads import Shape
 from llamaswapd.http.traffic import printable
+from llamaswapd.observe import access_head, access_tail
 
 STARTS_KEPT = 64  # beginnings of heads for a model's server, of one head of a client; one for each address and model
 
 EXPRESS_PATHS = frozenset(path for method, path in MODEL_ROUTES if method == "POST")
 
 
+class Start:
+    """How two texts about a request begin.
+
+    `head`: what the model's server gets, up to the digits of the length; `access`: its line in the access log.
+    """
+
+    __slots__ = ("access", "head")
+
+    def __init__(self, head: bytes, access: str) -> None:
+        self.head = head
+        self.access = access
+
+
 class Route:
     """What follows from a head, under one configuration."""
 
     __slots__ = (
-        "_forwarded_for", "_sent_on", "_starts", "accept", "agent", "boundary", "config", "ip", "is_admitted",
-        "keeps_request", "path", "query", "sent_path", "what",
+        "_forwarded_for", "_ip", "_sent_on", "_starts", "_what", "accept", "access_tail", "boundary", "config",
+        "is_admitted", "keeps_request", "path", "query", "sent_path",
     )  # fmt: skip
 
     def __init__(self, shape: Shape, config: Config) -> None:
@@ -43,30 +57,27 @@ class Route:
         self.path = shape.path
         self.query = shape.query
         self.accept = shape.value(b"accept")
-        self.what = f"POST {shape.path} HTTP/1.1"
-        self.agent = printable(shape.value(b"user-agent"))
+        self._what = f"POST {shape.path} HTTP/1.1"
+        self.access_tail = access_tail(printable(shape.value(b"user-agent")))
         fields = ((field.name, field.value, field.line) for field in shape.fields)
         lines, self._forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
         self.sent_path = forwarded_path(shape.path)
         self.keeps_request = self.sent_path not in REQUESTS_NOT_KEPT
         target = self.sent_path + (f"?{shape.query}" if shape.query else "")
         self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b""))
-        self._starts: dict[tuple[str, str], bytes] = {}
+        self._starts: dict[tuple[str, str], Start] = {}
         first_ip = shape.value(b"x-forwarded-for").partition(",")[0].strip()
-        self.ip = printable(first_ip or shape.value(b"x-real-ip").strip())  # "": the peer's
+        self._ip = printable(first_ip or shape.value(b"x-real-ip").strip())  # "": the peer's
 
-    def start(self, prefix: str, peer: str) -> bytes:
-        """Return the head that the model's server gets, up to the digits of the length.
-
-        `peer` is the client's address, "" if it has none.
-        """
+    def start(self, prefix: str, peer: str) -> Start:
+        """Return what begins with where a request goes, and whence it came: `peer`, "" if that has no address."""
         start = self._starts.get((prefix, peer))
         if start is None:
             if len(self._starts) >= STARTS_KEPT:
                 self._starts.clear()
             line = forwarded_for_line(self._forwarded_for, peer)
-            start = b"POST %b%b%bContent-Length: " % (prefix.encode(), self._sent_on, line and line + b"\r\n")
-            self._starts[prefix, peer] = start
+            head = b"POST %b%b%bContent-Length: " % (prefix.encode(), self._sent_on, line and line + b"\r\n")
+            start = self._starts[prefix, peer] = Start(head, access_head(self._ip or peer, self._what))
         return start
 
 

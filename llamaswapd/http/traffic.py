@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llamaswapd.observe import AccessLog
+from llamaswapd.observe import AccessLog, Answered
 
 UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
 CLIENT_LEFT = 499  # in the access log and the activity: no answer was sent, as nginx writes it
@@ -22,8 +22,10 @@ class Traffic:
         """A request is being answered from now on."""
         self._active += 1
 
-    def end(self) -> None:
-        """It has been answered, or its client has left."""
+    def end(self, told: Answered | None = None) -> None:
+        """It has been answered, or its client has left; the access log is told."""
+        if told is not None:
+            self.access.add(told)
         self._active -= 1
         if not self._active and self._idle is not None:
             self._idle.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from functools import cache
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -20,7 +21,6 @@ from llamaswapd.http.tunnel import by_way_of, tunnel
 from llamaswapd.http.wire import (
     HEAD_LIMIT,
     SWITCHING_PROTOCOLS,
-    BodyKind,
     Framing,
     Malformed,
     Shape,
@@ -75,11 +75,11 @@ class AnswerSink(Protocol):
     def on_interim(self, shape: Shape) -> None:
         """A head came that says something, but is not the answer's, such as 103 (RFC 9110 section 15.2)."""
 
-    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
-        """The final head came, and `data`, the part of the body that came with it; may be empty.
+    def on_whole(self, shape: Shape, digits: bytes, data: bytes, now: float) -> None:
+        """The final head came with the whole body, `data`, at that time of the monotonic clock. Nothing follows."""
 
-        `framing`: None if `data` is the whole answer, as its length says.
-        """
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing, data: bytes) -> None:
+        """The final head came, and `data`, the part of the body that came with it; may be empty."""
 
     def on_data(self, data: bytes) -> None:
         """More of the body came."""
@@ -99,17 +99,20 @@ _read_buffer = memoryview(bytearray(READ_BYTES))
 _templates = Templates(parse_head)
 
 
-class Upstream(Link):
+class Upstream(Link, asyncio.BufferedProtocol):
     """One connection to a model's server.
 
         upstream.send(sink, head, is_head=False, complete=True)
 
     starts an exchange; the sink hears the rest. Afterwards the connection goes back to its pool by itself, if it can be
     used again.
+
+    All share one read buffer: a loop fills it and calls `buffer_updated` in one go, so it never holds the bytes of two.
+    A client that is slow to read holds up no more than one buffer's worth.
     """
 
     __slots__ = (
-        "_excess", "_framing", "_head", "_is_paused", "_keeps_alive", "_received", "_sink",
+        "_excess", "_framing", "_head", "_is_paused", "_keeps_alive", "_received", "_sink", "_takes_whole",
         "_to_head_request", "_unframe", "_upgrades", "awaiting_since", "idle_since", "is_used", "pool", "request_sent",
     )  # fmt: skip
 
@@ -120,6 +123,7 @@ class Upstream(Link):
         self.awaiting_since: float | None = None  # since when the head of an answer is awaited
         self.is_used = False  # has carried a whole exchange before
         self._sink: AnswerSink | None = None
+        self._takes_whole = True  # an answer that comes in one piece is told in one piece
         self._unframe = False
         self._upgrades = False
         self._excess = False  # bytes came behind the end of the answer
@@ -128,7 +132,7 @@ class Upstream(Link):
         self._keeps_alive = False  # the answer at hand says so
         self._framing: Framing | None = None
         self._to_head_request = False
-        self.request_sent = False
+        self.request_sent = True
         self._received = False
 
     def __repr__(self) -> str:
@@ -145,17 +149,20 @@ class Upstream(Link):
         chunk framing. `complete`: these are all bytes of the request; else `write` and `end_request` follow.
         `upgrades`: the answer may be 101, and everything behind it belongs to another protocol.
         """
-        self._sink = sink
         self._unframe = unframe
         self._upgrades = upgrades
-        self._framing = None
         self._to_head_request = is_head
+        self._takes_whole = not (unframe or is_head)
         self.request_sent = complete
+        self.send_whole(sink, data, self.pool.loop.time())
+
+    def send_whole(self, sink: AnswerSink, data: bytes, now: float) -> None:
+        """The same for all bytes of a request that asks for nothing out of the ordinary, at that monotonic time."""
+        self._sink = sink
         self._received = False
-        pool = self.pool
-        self.awaiting_since = pool.loop.time()
-        if pool.relief is None:
-            pool.relieve_later()
+        self.awaiting_since = now
+        if self.pool.relief is None:
+            self.pool.relieve_later()
         self.write(data)
 
     def end_request(self) -> None:
@@ -210,12 +217,12 @@ class Upstream(Link):
             self.fail(NotHttp(f"{self.pool.origin} does not answer in HTTP: {error}"))
 
     def _read_head(self, data: bytes) -> None:
-        if self._sink is None:  # bytes nobody asked for
+        sink, pool = self._sink, self.pool
+        if sink is None:  # bytes nobody asked for
             self.transport.abort()
             return
         if self._head:
             data = self._head + data
-        pool = self.pool
         shape = pool.last_shape
         digits = shape.fit(data) if shape is not None else None
         if shape is not None and digits is not None:
@@ -226,19 +233,26 @@ class Upstream(Link):
                 return
             shape, digits, data = found
             pool.last_shape = shape if shape.is_reusable and shape.status != SWITCHING_PROTOCOLS else None
-        self._head = b""
+        if self._head:
+            self._head = b""
         self.awaiting_since = None
-        self._keeps_alive = shape.keeps_alive
-        if shape.body is BodyKind.LENGTH and int(digits) == len(data) and not (self._to_head_request or self._unframe):
-            self._excess = False
-            self._sink.on_head(shape, digits, None, data)
-            self._end()
+        if shape.is_counted and self._takes_whole and int(digits) == len(data):
+            now = time.monotonic()
+            self._sink = None
+            self._upgrades = False
+            if self.request_sent and shape.keeps_alive:
+                self.is_used = True
+                pool.keep(self, now)
+            else:
+                self.transport.abort()
+            sink.on_whole(shape, digits, data, now)
             return
+        self._keeps_alive = shape.keeps_alive
         framing: Framing = UntilClose()  # of another protocol, up to its end
         if shape.status != SWITCHING_PROTOCOLS:
             framing = framing_of(shape, digits, to_head_request=self._to_head_request)
         self._framing = framing
-        self._sink.on_head(shape, digits, framing, self._advance(framing, data))
+        sink.on_head(shape, digits, framing, self._advance(framing, data))
         if framing.ended:
             self._end()
 
@@ -297,9 +311,10 @@ class Upstream(Link):
         if sink is None:  # the client left while it was told the last bytes
             return
         if self.request_sent and self._keeps_alive and not self._excess and not self.transport.is_closing():
-            self.is_used = True
+            self.is_used = self._takes_whole = True
+            self._unframe = self._upgrades = self._to_head_request = False
             self.resume_reading()
-            self.pool.keep(self)
+            self.pool.keep(self, self.pool.loop.time())
         else:
             self.transport.abort()
         sink.on_end()
@@ -356,12 +371,8 @@ class OriginPool:
         self._sweep: asyncio.TimerHandle | None = None
 
     def take(self) -> Upstream | None:
-        """Return an idle connection, the one used last."""
-        while self._idle:
-            upstream = self._idle.pop()
-            if not upstream.transport.is_closing():
-                return upstream
-        return None
+        """Return an idle connection, the one used last. One that is closing just now proves to be stale soon."""
+        return self._idle.pop() if self._idle else None
 
     @property
     def authorization(self) -> str:
@@ -410,12 +421,12 @@ class OriginPool:
             raise ConnectionResetError("the connection was closed behind the handshake")
         upstream.connection_made(secure)
 
-    def keep(self, upstream: Upstream) -> None:
-        """Take a connection back whose exchange has ended well."""
+    def keep(self, upstream: Upstream, now: float) -> None:
+        """Take a connection back whose exchange has ended well, at that time of the monotonic clock."""
         if len(self._idle) >= IDLE_CONNECTIONS:
             upstream.transport.abort()
             return
-        upstream.idle_since = self.loop.time()
+        upstream.idle_since = now
         self._idle.append(upstream)
         if self._sweep is None and self._timeouts.idle_conn:
             self._sweep = self.loop.call_later(self._timeouts.idle_conn, self._close_idle)

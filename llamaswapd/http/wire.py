@@ -18,6 +18,7 @@ LENGTH_DIGITS = 18  # of a Content-Length
 TEMPLATES_KEPT = 512
 TEMPLATE_LIMIT = 4 * 1024  # bytes of a head whose template is kept
 SWITCHING_PROTOCOLS = 101
+OK = 200
 NO_HEAD = b"\0"  # nothing begins so
 LINE_LIMIT = 4 * 1024  # bytes of a chunk's size line with its extensions
 
@@ -63,30 +64,40 @@ class Template:
     was found out about one need not be found out again.
     """
 
-    __slots__ = ("before", "behind", "fixed")
+    __slots__ = ("_end", "_start", "before", "behind", "fixed", "has_length", "is_reusable")
 
     def __init__(self, head: bytes, digits: bytes) -> None:
         """`head`: with the blank line at its end; `digits`: of its length, as they were read, b"" if it has none."""
         start, end = find_length(head)
-        self.fixed = start + len(head) - end  # bytes of it without the digits
+        self._start, self._end = start, end  # of the digits, the end as it was seen last
         self.before, self.behind = head[:start], head[end:]
-        if head[start:end] != digits or head.lower().count(b"\r\ncontent-length") > 1:
-            self.before = self.behind = NO_HEAD
+        self.fixed = start + len(head) - end  # bytes of it without the digits
+        self.has_length = end < len(head)
+        self.is_reusable = head[start:end] == digits and head.lower().count(b"\r\ncontent-length") <= 1
+        if not self.is_reusable:
+            self.before, self.behind, self.has_length = NO_HEAD, head, True
+            self._start = self._end = 0  # nor does anything else fit
 
-    @property
-    def is_reusable(self) -> bool:
-        return self.before is not NO_HEAD
+    def head(self, digits: bytes) -> bytes:
+        """Return the head that has these digits."""
+        return self.before + digits + self.behind if self.is_reusable else self.behind
 
     def fit(self, data: bytes) -> bytes | None:
         """Return the digits (b"" if it has none) if `data` begins with such a head, else None."""
         if not data.startswith(self.before):
             return None
-        if not self.behind:
+        digits = data[self._start : self._end]  # most are as many as the last ones
+        if digits.isdigit() and data.startswith(self.behind, self._end):
+            return digits
+        if not self.has_length:
             return b""
-        start = len(self.before)
+        start = self._start
         end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
         digits = data[start:end]
-        return digits if end > start and digits.isdigit() and data.startswith(self.behind, end) else None
+        if end < 0 or not digits.isdigit() or not data.startswith(self.behind, end):
+            return None
+        self._end = end
+        return digits
 
 
 def find_length(head: bytes) -> tuple[int, int]:
@@ -130,8 +141,8 @@ class Shape(Template):
     """What an answer's head says."""
 
     __slots__ = (
-        "body", "content_encoding", "content_type", "fields", "is_event_stream", "is_http11", "keeps_alive", "rendered",
-        "status", "status_line",
+        "as_usual", "body", "content_encoding", "content_type", "fields", "is_counted", "is_event_stream", "is_http11",
+        "is_plain", "keeps_alive", "rendered", "status", "status_line",
     )  # fmt: skip
 
     def __init__(self, head: bytes, digits: bytes, status_line: bytes, fields: Sequence[Field]) -> None:
@@ -144,12 +155,15 @@ class Shape(Template):
         self.status_line = status_line
         self.fields = fields
         self.body = _body_kind(self.status, fields)
+        self.is_counted = self.body is BodyKind.LENGTH  # asked for every answer
         self.keeps_alive = self.is_http11 and b"close" not in names_in(fields, b"connection")
         self.content_type = _text_of(fields, b"content-type")
         self.content_encoding = _text_of(fields, b"content-encoding")
         self.is_event_stream = any(b"text/event-stream" in kind.lower() for kind in values_of(fields, b"content-type"))
+        self.is_plain = self.status == OK and not self.content_encoding and not self.is_event_stream
         # By (is HTTP/1.1, keep the connection): what a client is sent, before and behind the digits of the length.
-        self.rendered: dict[tuple[bool, bool], tuple[bytes, bytes | None]] = {}
+        self.rendered: dict[tuple[bool, bool], tuple[bytes, bytes]] = {}
+        self.as_usual: tuple[bytes, bytes] | None = None  # the one for both
 
     def pairs(self, digits: bytes) -> Iterator[tuple[str, str]]:
         """Yield the fields of such a head as text, name and value."""

@@ -9,44 +9,68 @@ from pathlib import Path
 from typing import Any
 
 from llamaswapd.activity.activity import Activity
-from llamaswapd.activity.record import NO_METADATA, Finished
+from llamaswapd.activity.record import NO_METADATA, Pairs, Record
 from llamaswapd.config.schema import Config, Store
 from llamaswapd.observe import Event, Feed
 
 USAGE = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'
 
 
-def finished(body: bytes = b"{}", **values: Any) -> Finished:
+class Ended(Record):
+    """A record that holds what others work out."""
+
+    __slots__ = ("content_encoding", "content_type", "is_chunked", "request_headers", "response_headers")
+
+    request_headers: Pairs
+    response_headers: Pairs
+
+    def __init__(self) -> None:
+        super().__init__("m", "POST", "/v1/chat/completions", {}, "")
+
+    def request_pairs(self) -> Callable[[], Pairs]:
+        return lambda: self.request_headers
+
+    def response_pairs(self) -> Callable[[], Pairs]:
+        return lambda: self.response_headers
+
+
+def finished(body: bytes = b"{}", **values: Any) -> Ended:
     """Return a request that was answered with 200 and this body; `values` are what is different."""
-    made = Finished()
+    made = Ended()
     defaults = {
         "model_id": "m",
         "method": "POST",
-        "path": "/v1/chat/completions",
-        "status": 200,
-        "ended_ns": 1_700_000_000_123_456_789,
+        "sent_path": "/v1/chat/completions",
+        "outcome": 200,
         "began": 100.0,
         "load_began": 0.0,
         "granted": 100.0,
         "first_byte": 100.5,
         "ended": 101.0,
-        "metadata": NO_METADATA,
+        "about": NO_METADATA,
         "error": "",
         "content_type": "application/json",
         "content_encoding": "",
         "heads_bytes": 0,
-        "request_headers": lambda: (),
-        "response_headers": lambda: (),
+        "request_headers": (),
+        "response_headers": (),
         "request": b'{"model":"m"}',
-        "response": [body],
+        "response": body,
         "is_chunked": False,
         "is_cut": False,
-        "answer_bytes": len(body),
+        "is_plain": False,
     }
     assert values.keys() <= defaults.keys()
     for name, value in (defaults | values).items():
         setattr(made, name, value)
     return made
+
+
+def plain(body: bytes = b"{}", *, began: float = 100.0, lasted: float = 1.0, **values: Any) -> Ended:
+    """Return a plain one that lasted so many seconds."""
+    return finished(
+        body, is_plain=True, began=began, granted=began, first_byte=began + lasted, ended=began + lasted, **values
+    )
 
 
 def chunked(*pieces: bytes) -> bytes:

@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ import pytest
 from llamaswapd.activity import activity as module
 from llamaswapd.activity.activity import BATCH, LONG_BYTES, Activity, read
 from llamaswapd.activity.query import Query
-from llamaswapd.activity.record import Finished
 from llamaswapd.config.schema import Config, Store
 from llamaswapd.errors import ConfigError, NotFound
 from llamaswapd.observe import Event, Feed
-from tests.activity.ended import USAGE, activity, chunked, finished, until
+from tests.activity.ended import USAGE, Ended, activity, chunked, finished, plain, until
 
 LONG = b'{"data":"%b",' % (b"x" * LONG_BYTES) + USAGE[1:]
 
@@ -33,9 +33,9 @@ async def rows(it: Activity) -> list[Any]:
 
 async def test_what_has_been_added_can_be_asked_for_at_once() -> None:
     async with activity() as it:
-        it.add(finished(USAGE, model_id="a", metadata={"fifo_priority": "2"}))
+        it.add(finished(USAGE, model_id="a", about={"fifo_priority": "2"}))
         it.add(finished(LONG, model_id="b"))
-        it.add(finished(b'{"error": "no luck"}', status=500, model_id="c"))
+        it.add(finished(b'{"error": "no luck"}', outcome=500, model_id="c"))
         page = await it.page(Query(sort="model", is_descending=False))
         assert (page["page"], page["limit"], page["total"], page["total_pages"]) == (1, 25, 3, 1)
         data: Any = page["data"]
@@ -71,24 +71,23 @@ async def test_only_posts_make_rows_but_all_are_counted() -> None:
 @pytest.mark.parametrize(
     ("facts", "tokens", "error"),
     [
-        ({"response": [USAGE]}, 3, ""),
-        ({"response": [USAGE[:20], USAGE[20:]]}, 3, ""),
-        ({"response": [chunked(USAGE)], "is_chunked": True}, 3, ""),
-        ({"response": [chunked(*(USAGE[at : at + 1] for at in range(len(USAGE))))], "is_chunked": True}, 3, ""),
-        ({"response": [gzip.compress(USAGE)], "content_encoding": "gzip"}, 3, ""),
-        ({"response": [chunked(gzip.compress(USAGE))], "content_encoding": "gzip", "is_chunked": True}, 3, ""),
-        ({"response": [b"data: " + USAGE], "content_type": "text/event-stream; charset=utf-8"}, 3, ""),
-        ({"response": [chunked(b"data: " + USAGE[:12], USAGE[12:])], "content_type": "text/event-stream",
+        ({"response": USAGE}, 3, ""),
+        ({"response": chunked(USAGE), "is_chunked": True}, 3, ""),
+        ({"response": chunked(*(USAGE[at : at + 1] for at in range(len(USAGE)))), "is_chunked": True}, 3, ""),
+        ({"response": gzip.compress(USAGE), "content_encoding": "gzip"}, 3, ""),
+        ({"response": chunked(gzip.compress(USAGE)), "content_encoding": "gzip", "is_chunked": True}, 3, ""),
+        ({"response": b"data: " + USAGE, "content_type": "text/event-stream; charset=utf-8"}, 3, ""),
+        ({"response": chunked(b"data: " + USAGE[:12], USAGE[12:]), "content_type": "text/event-stream",
           "is_chunked": True}, 3, ""),
-        ({"response": [USAGE], "content_type": ""}, 3, ""),
-        ({"response": [LONG[:5000], LONG[-5000:]], "is_cut": True}, 3, ""),
-        ({"response": [b'[{"timings": {"prompt_n": 3}}]'], "path": "/infill"}, 3, ""),
-        ({"response": []}, 0, ""),
-        ({"response": [USAGE], "error": "broke off"}, 3, "broke off"),
-        ({"response": [USAGE], "status": 201}, 0, "201 Created"),
-        ({"response": [USAGE], "status": 502, "error": "our words"}, 0, "our words"),
-        ({"response": [gzip.compress(b'{"detail": "why"}')], "status": 422, "content_encoding": "gzip"}, 0, "why"),
-        ({"response": [USAGE], "content_encoding": "gzip"}, 0,
+        ({"response": USAGE, "content_type": ""}, 3, ""),
+        ({"response": LONG[:5000] + LONG[-5000:], "is_cut": True}, 3, ""),
+        ({"response": b'[{"timings": {"prompt_n": 3}}]', "sent_path": "/infill"}, 3, ""),
+        ({"response": b""}, 0, ""),
+        ({"response": USAGE, "error": "broke off"}, 3, "broke off"),
+        ({"response": USAGE, "outcome": 201}, 0, "201 Created"),
+        ({"response": USAGE, "outcome": 502, "error": "our words"}, 0, "our words"),
+        ({"response": gzip.compress(b'{"detail": "why"}'), "outcome": 422, "content_encoding": "gzip"}, 0, "why"),
+        ({"response": USAGE, "content_encoding": "gzip"}, 0,
          "response decode failed: response decompression failed: gzip: Error -3"
          " while decompressing data: incorrect header check"),
     ],
@@ -160,9 +159,9 @@ async def test_what_was_added_last_is_written_in_the_end(tmp_path: Path) -> None
 async def test_a_full_batch_is_worked_on_at_once_and_a_part_of_one_a_little_later() -> None:
     async with activity() as it:
         for _ in range(BATCH):
-            it.add(finished())
+            it.add(plain())
         assert it.counts["m"].requests == {200: BATCH}
-        it.add(finished())
+        it.add(plain())
         assert it.counts["m"].requests == {200: BATCH}
         await until(lambda: it.counts["m"].requests == {200: BATCH + 1})
 
@@ -205,12 +204,12 @@ async def test_random_bodies_are_taken_as_they_come() -> None:
                 body,
                 is_chunked=random_.random() < 0.5,
                 is_cut=random_.random() < 0.2,
-                status=random_.choice([200, 200, 404, 599]),
+                outcome=random_.choice([200, 200, 404, 599]),
                 content_type=random_.choice(["application/json", "text/event-stream", ""]),
                 content_encoding=random_.choice(["", "", "gzip", "deflate", "br", "\udcff"]),
-                path=random_.choice(["/infill", "/x"]),
+                sent_path=random_.choice(["/infill", "/x"]),
             )
-            read(made, body)
+            read(made)
             it.add(made)
         found = await rows(it)
         assert len(found) == 1000
@@ -227,7 +226,7 @@ async def test_requests_are_counted_by_model_and_status_with_their_times_and_tok
     async with activity() as it:
         it.add(finished(USAGE, granted=100.25))
         it.add(finished(b'{"usage":{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":7}}}'))
-        it.add(finished(status=502, granted=0.0, first_byte=0.0))
+        it.add(finished(outcome=502, granted=0.0, first_byte=0.0))
         it.flush()
         counts = it.counts["m"]
         assert counts.requests == {200: 2, 502: 1}
@@ -299,38 +298,29 @@ ANSWERS = (
     USAGE,
     b'{"id":"\\"usage\\":{","usage":{"prompt_tokens":5,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":2}}}',
     b'{"usage":{"prompt_tokens":1},"timings":{"prompt_n":7,"predicted_n":8,"prompt_ms":900.0,"predicted_ms":800.5}}',
-    chunked(b'{"x":1,', b'"usage":{"prompt_tokens":9}}'),
-    chunked(b'data: {"message":{"usage":{"input_tokens":4}}}\n\n', b'data: {"usage":{"output_tokens":5}}'),
     b"no json",
+    b"",
 )
 
 
-def plain_requests() -> list[Finished]:
+def plain_requests() -> list[Ended]:
     random_ = random.Random(3)
-    made = []
-    for number in range(300):
-        body = random_.choice(ANSWERS)
-        began, waited = 100.0 + number, random_.choice([0.0, 0.02, 3.0])
-        made.append(
-            finished(
-                body,
-                model_id=random_.choice("ab"),
-                is_chunked=body[:1] not in b"{n",
-                content_type="text/event-stream" if b"data:" in body else "application/json",
-                request=random_.choice([None, b"{}", b"x" * 500]),
-                path=random_.choice(["/v1/chat/completions", "/v1/audio/speech", "/v1/images/edits"]),
-                began=began,
-                granted=began + waited if random_.random() < 0.9 else 0.0,
-                first_byte=began + waited + 0.3 if random_.random() < 0.9 else 0.0,
-                ended=began + waited + random_.choice([0.001, 1.0, 700.0]),
-                metadata={"fifo_priority": "0"},
-                request_headers=lambda: [("X-A", "1")],
-            )
+    return [
+        plain(
+            random_.choice(ANSWERS),
+            model_id=random_.choice("ab"),
+            request=random_.choice([b"{}", b"x" * 500]),
+            sent_path=random_.choice(["/v1/chat/completions", "/v1/audio/speech", "/v1/images/edits"]),
+            began=100.0 + number,
+            lasted=random_.choice([0.0, 0.001, 0.3, 1.0, 700.0]),
+            about={"fifo_priority": "0"},
+            request_headers=[("X-A", "1")],
         )
-    return made
+        for number in range(300)
+    ]
 
 
-async def told(entries: list[Finished], **config: int) -> tuple[object, ...]:
+async def told(entries: list[Ended], **config: int) -> tuple[object, ...]:
     async with activity(**config) as it:
         for each in entries:
             it.add(each)
@@ -347,16 +337,19 @@ async def told(entries: list[Finished], **config: int) -> tuple[object, ...]:
 
 
 async def test_many_at_once_make_what_they_make_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(each.is_plain for each in plain_requests())
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     at_once = await told(plain_requests())
-    monkeypatch.setattr(Finished, "is_plain", False)
-    assert at_once == await told(plain_requests())
+    others = plain_requests()
+    for each in others:
+        each.is_plain = False
+    assert at_once == await told(others)
 
 
 async def test_the_oldest_plain_captures_make_room_and_their_rows_stay() -> None:
     async with activity(capture_buffer=1) as it:
         for number in range(400):
-            it.add(finished(b"x" * 4000, request=b"y" * 4000))
+            it.add(plain(b"x" * 4000, request=b"y" * 4000))
             if number % 7 == 0:
                 it.flush()
         found = await rows(it)
@@ -398,14 +391,14 @@ async def test_usage_is_found_in_long_streams(events: list[object], split: int) 
         whole = b"".join(pieces)
         pieces = [whole[at : at + split] for at in range(0, len(whole), split)]
     for body, is_chunked in ((b"".join(pieces), False), (chunked(*pieces), True)):
-        row = read(finished(body, content_type="text/event-stream", is_chunked=is_chunked), body)
+        row = read(finished(body, content_type="text/event-stream", is_chunked=is_chunked))
         assert (row[0].input, row[0].output) == (3, 4)
 
 
 async def test_usage_is_found_in_what_is_left_of_a_long_last_event() -> None:
     body = b"".join(sse(*RESPONSES))
     cut = body[:4096] + body[-16384:]
-    row = read(finished(cut, content_type="text/event-stream", is_cut=True), cut)
+    row = read(finished(cut, content_type="text/event-stream", is_cut=True))
     assert (row[0].input, row[0].output) == (3, 4)
 
 
@@ -417,5 +410,5 @@ async def test_a_long_batch_lets_others_have_their_turn(monkeypatch: pytest.Monk
         for _ in range(3):
             it.add(finished(stream, content_type="text/event-stream"))
         it._work_on()
-        assert len(it._finished) == 3  # no time: nothing is lost
+        assert len(it._ended) == 3  # no time: nothing is lost
         assert [row["tokens"]["input_tokens"] for row in await rows(it)] == [3] * 3

@@ -11,7 +11,7 @@ UNREADABLE = "\N{REPLACEMENT CHARACTER}" * 3
 
 
 def row(**values: Any) -> Row:
-    plain = Row(1, 1_700_000_000_999_999_999, "m", "/x", "t", 200, NO_TOKENS, 0.0, 10.0, 0.0, 10.0, 11.0, 12.0, "", {})
+    plain = Row(1, 1_700_000_000, "m", "/x", "t", 200, NO_TOKENS, 0.0, 10.0, 0.0, 10.0, 11.0, 12.0, "", {})
     return plain._replace(**values)
 
 

@@ -25,10 +25,8 @@ ALL = Query(limit=999, is_descending=False)
 
 
 def row(id_: int, model_id: str = "m", second: int = 0, **tokens: Any) -> Row:
-    ended_ns = (1_700_000_000 + second) * 1_000_000_000
-    return Row(
-        *(id_, ended_ns, model_id, "/x", "t", 200, NO_TOKENS._replace(**tokens), 0.0, 1.0, 0.0, 1.0, 1.0, 2.0, "", {})
-    )
+    created, counts = 1_700_000_000 + second, NO_TOKENS._replace(**tokens)
+    return Row(id_, created, model_id, "/x", "t", 200, counts, 0.0, 1.0, 0.0, 1.0, 1.0, 2.0, "", {})
 
 
 @asynccontextmanager

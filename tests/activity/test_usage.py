@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from llamaswapd.activity import usage
-from llamaswapd.activity.usage import MOST_TOKENS, NO_TOKENS, NOTHING, Tokens, at_a_glance, error_message, of_stream
+from llamaswapd.activity.usage import (
+    MOST_TOKENS,
+    NO_TOKENS,
+    NOTHING,
+    Tokens,
+    at_a_glance,
+    at_a_glance_in_chunks,
+    error_message,
+    of_stream,
+)
 from tests.activity.ended import chunked
 
 TIMINGS = {
@@ -107,8 +116,8 @@ def test_of_an_infill_array_the_last_element_counts() -> None:
 )
 def test_anything_else_says_nothing(body: bytes) -> None:
     assert of_json(body) == NOTHING
-    assert at_a_glance(body, is_chunked=False) in (None, NOTHING)
-    assert at_a_glance(chunked(body), is_chunked=True) in (None, NOTHING)
+    assert at_a_glance(body) in (None, NOTHING)
+    assert at_a_glance_in_chunks(chunked(body)) in (None, NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +179,7 @@ def test_a_glance_and_a_close_look_find_the_same() -> None:
         body = json.dumps(answer, separators=separators, ensure_ascii=random_.random() < 0.5).encode()
         cut = random_.randrange(len(body))
         framed = random_.choice([chunked(body), chunked(body[:cut] or b"{", body[cut:] if cut else body[1:])])
-        for glance in (at_a_glance(body, is_chunked=False), at_a_glance(framed, is_chunked=True)):
+        for glance in (at_a_glance(body), at_a_glance_in_chunks(framed)):
             glances += glance is not None
             assert glance in (None, of_json(body))
     assert glances > 500
@@ -249,7 +258,8 @@ def test_noise_is_read_without_harm() -> None:
         of_stream(body)
         for is_cut in (False, True):
             of_json(body, is_infill=is_cut, is_cut=is_cut)
-            at_a_glance(body, is_chunked=is_cut)
+        at_a_glance(body)
+        at_a_glance_in_chunks(body)
         error_message(body, 500)
 
 

@@ -199,9 +199,12 @@ class LeasingEngine(Engine):
     def lease(self, model_id: str) -> Lease:
         return Lease(self, self.config.models[model_id])
 
-    def lease_now(self, model: ModelConfig) -> Lease | None:
-        lease = Lease(self, model)
+    def lease_now(self, model_id: str) -> Lease | None:
+        lease = Lease(self, self.config.models[model_id])
         return lease.__enter__() if lease.is_granted else None
+
+    def leave(self, lease: Lease, now: float) -> None:
+        lease.release()
 
 
 @asynccontextmanager

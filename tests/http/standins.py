@@ -7,13 +7,12 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
-from copy import copy
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llamaswapd.activity.activity import Activity
-from llamaswapd.activity.record import Finished
+from llamaswapd.activity.record import Record
 from llamaswapd.condition import Condition
 from llamaswapd.config.schema import Config, ModelConfig
 from llamaswapd.core.lifecycle import State
@@ -116,11 +115,24 @@ class RememberingActivity(Activity):
 
     def __init__(self, config: Config, events: Feed[Event]) -> None:
         super().__init__(config, events)
-        self.finished: list[Finished] = []
+        self.ended: list[Record] = []
 
-    def add(self, finished: Finished) -> None:
-        self.finished.append(copy(finished))
-        super().add(finished)
+    def add(self, record: Record) -> None:
+        self.ended.append(as_it_is(record))
+        super().add(record)
+
+
+def as_it_is(record: Record) -> Record:
+    """Return a copy of what is in the slots: what is made of the record later leaves it alone."""
+    made = object.__new__(type(record))
+    for kind in type(record).__mro__:
+        for name in vars(kind).get("__slots__", ()):
+            slot = vars(kind)[name]
+            with suppress(AttributeError):  # nothing is in it
+                slot.__set__(made, slot.__get__(record))
+    if hasattr(record, "__dict__"):
+        vars(made).update(vars(record))
+    return made
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ async def test_odd_names_of_models_find_nothing() -> None:
 
 async def test_a_capture_is_answered_by_its_number() -> None:
     async with activity() as it:
-        it.add(finished(USAGE, request_headers=lambda: [("x-session-id", "s")]))
+        it.add(finished(USAGE, request_headers=[("x-session-id", "s")]))
         capture = await ask(it, "/api/captures/{id}", id="1")
         assert capture == {
             "id": 1,

@@ -32,6 +32,9 @@ class Transport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         pass
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 class Sink:
     def __init__(self) -> None:
@@ -44,7 +47,10 @@ class Sink:
     def on_interim(self, shape: Shape) -> None:
         """Of no interest here."""
 
-    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+    def on_whole(self, shape: Shape, digits: bytes, data: bytes, now: float) -> None:
+        self.shape, self.digits, self.content, self.has_ended = shape, digits, data, True
+
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing, data: bytes) -> None:
         self.shape, self.digits, self.content = shape, digits, data
 
     def on_data(self, data: bytes) -> None:

@@ -37,8 +37,8 @@ async def cancelled(it: House, client: Client) -> None:
     assert (told.status, told.json()["error"]["message"]) == (502, TOLD)
     assert told.json()["error"]["code"] == "bad_gateway"
     await until(lambda: not ids(it))
-    (row,) = it.activity.finished
-    assert (row.status, row.error, row.content_type) == (502, TOLD, "application/json")
+    (row,) = it.activity.ended
+    assert (row.outcome, row.error, row.content_type) == (502, TOLD, "application/json")
     assert it.front._recorder.budget.held == 0
 
 
@@ -182,10 +182,10 @@ async def test_a_stream_ends_with_an_error_event_and_no_clean_end(way: str) -> N
         await client.chunk()
         assert (await cancel(it)).status == 200
         rest = await client.reader.read()
-        (row,) = it.activity.finished
+        (row,) = it.activity.ended
     assert last_event(rest)["error"]["message"] == TOLD
     assert not rest.endswith(b"0\r\n\r\n")
-    assert (row.status, row.error, row.content_type) == (200, TOLD, "text/event-stream")
+    assert (row.outcome, row.error, row.content_type) == (200, TOLD, "text/event-stream")
 
 
 async def test_an_answer_with_a_length_is_cut(way: str) -> None:
@@ -200,8 +200,8 @@ async def test_an_answer_with_a_length_is_cut(way: str) -> None:
         await client.reader.readuntil(b"some")
         assert (await cancel(it)).status == 200
         assert await client.reader.read() == b""
-        (row,) = it.activity.finished
-    assert (row.status, row.error) == (200, TOLD)
+        (row,) = it.activity.ended
+    assert (row.outcome, row.error) == (200, TOLD)
 
 
 async def test_a_loading_stream_ends_with_an_error_event() -> None:
@@ -213,12 +213,12 @@ async def test_a_loading_stream_ends_with_an_error_event() -> None:
         await client.text_until("loading model: m")
         assert (await cancel(it)).status == 200
         rest = await client.reader.read()
-        (row,) = it.activity.finished
+        (row,) = it.activity.ended
         assert not server.calls
     assert b"HTTP/1.1" not in rest
     assert last_event(rest)["error"]["message"] == TOLD
     assert not rest.endswith(b"0\r\n\r\n")
-    assert (row.status, row.error, row.content_type) == (200, TOLD, "text/event-stream")
+    assert (row.outcome, row.error, row.content_type) == (200, TOLD, "text/event-stream")
 
 
 async def test_a_cut_stream_whose_cause_is_being_looked_for(way: str) -> None:

@@ -60,7 +60,7 @@ async def test_any_method_passes_with_its_body(method: str) -> None:
         client = await it.connect()
         client.writer.write(chat(b'{"model":"m"}', path="/comfyui/prompt").replace(b"POST", method.encode(), 1))
         assert (await client.answer()).body == b"ok"
-        assert not it.activity.finished
+        assert not it.activity.ended
     assert server.calls[0].request_line == f"{method} /prompt HTTP/1.1"
     assert server.calls[0].body == b'{"model":"m"}'
 

@@ -399,8 +399,8 @@ async def test_an_answer_that_has_not_begun_becomes_503_when_it_is_cut(way: str)
         it.front.cut(WHY)
         told(await read_on(client))
         await it.front.drained()
-        (row,) = it.activity.finished
-        assert (row.status, row.error) == (503, WHY)
+        (row,) = it.activity.ended
+        assert (row.outcome, row.error) == (503, WHY)
 
 
 async def test_a_request_that_waits_for_its_model_becomes_503_when_it_is_cut(way: str) -> None:
@@ -413,8 +413,8 @@ async def test_a_request_that_waits_for_its_model_becomes_503_when_it_is_cut(way
         told(await read_on(client))
         await it.front.drained()
         assert not server.calls
-        (row,) = it.activity.finished
-        assert (row.status, row.error) == (503, WHY)
+        (row,) = it.activity.ended
+        assert (row.outcome, row.error) == (503, WHY)
 
 
 async def test_a_request_whose_body_still_comes_becomes_503_when_it_is_cut(way: str) -> None:
@@ -447,8 +447,8 @@ async def test_an_event_stream_that_is_cut_ends_with_an_error_event_and_no_clean
         assert json.loads(event.removeprefix(b"\n\ndata: "))["error"]["message"] == WHY
         assert await read_on(client) == b""
         await it.front.drained()
-        (row,) = it.activity.finished
-        assert (row.status, row.error) == (200, WHY)
+        (row,) = it.activity.ended
+        assert (row.outcome, row.error) == (200, WHY)
 
 
 async def test_any_other_answer_that_is_cut_does_not_look_whole(way: str) -> None:
@@ -565,7 +565,7 @@ async def test_requests_come_by_a_unix_socket(tmp_path: Path, way: str, caplog: 
     assert "x-forwarded-for" not in server.calls[0].headers
     assert server.calls[1].headers["x-forwarded-for"] == "10.0.0.1"
     assert path.exists()  # the next daemon listens there
-    assert [row.remote_ip if hasattr(row, "remote_ip") else "" for row in it.activity.finished] == ["", ""]
+    assert [row.remote_ip if hasattr(row, "remote_ip") else "" for row in it.activity.ended] == ["", ""]
     lines = "\n".join(record.getMessage() for record in caplog.records)
     assert 'Request  "POST /v1/chat/completions' in lines
     assert 'Request 10.0.0.1 "POST' in lines

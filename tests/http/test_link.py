@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def linked(ours: socket.socket, *, has_tls: bool = False) -> tuple[Link, Transpo
 def test_what_the_socket_takes_is_sent_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
     link, transport = linked(pair[0])
     link.write(b"now")
-    link.write(memoryview(b"and then"))
+    link.write(b"and then")
     assert (pair[1].recv(100), transport.waiting) == (b"nowand then", b"")
 
 
@@ -63,17 +64,38 @@ def test_what_the_socket_does_not_take_is_sent_by_the_transport_in_order(
 ) -> None:
     link, transport = linked(pair[0])
     data = os.urandom(4 * 1024 * 1024)
-    view = memoryview(bytearray(data))
-    link.write(view)
-    view[:] = bytes(len(view))  # the read buffer is filled again before the rest is sent
-    view[:5] = b"later"
-    link.write(view[:5])  # with something waiting
-    view[:5] = b"wrong"
+    link.write(data)
+    link.write(b"later")  # with something waiting
     received = b""
     while len(received) + len(transport.waiting) < len(data) + 5:
         received += pair[1].recv(1024 * 1024)
     assert transport.waiting
     assert received + transport.waiting == data + b"later"
+
+
+def test_what_has_waited_is_gone_before_the_next_is_sent_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
+    link, transport = linked(pair[0])
+    link.write(bytes(4 * 1024 * 1024))
+    link.write(b"a")
+    assert transport.waiting.endswith(b"a")
+    with contextlib.suppress(BlockingIOError):
+        while pair[1].recv(1024 * 1024, socket.MSG_DONTWAIT):
+            pass
+    transport.held.clear()
+    link.write(b"b")
+    assert (pair[1].recv(10), transport.waiting) == (b"b", b"")
+
+
+def test_what_others_have_written_is_not_overtaken(pair: tuple[socket.socket, socket.socket]) -> None:
+    link, transport = linked(pair[0])
+    link.write(b"1")
+    link.share(True)
+    link.write(b"2")  # at once, as long as nothing waits
+    transport.write(b"3")
+    link.write(b"4")
+    link.share(False)
+    link.write(b"5")
+    assert (pair[1].recv(10), transport.waiting) == (b"12", b"345")
 
 
 @pytest.mark.parametrize("has_tls", [True, False])

@@ -122,7 +122,7 @@ async def test_a_pin_rewrites_the_name_in_json_and_nothing_else() -> None:
             it.engine.activate_profile(active)
             assert (await ask(it, chat(b'{ "a":1.0, "model" : "m" ,\n"b": [ ]}'))).status == 200
             assert server.calls[-1].body == b'{ "a":1.0, "model" : "%b" ,\n"b": [ ]}' % sent.encode()
-            assert it.activity.finished[-1].model_id == sent
+            assert it.activity.ended[-1].model_id == sent
 
 
 async def test_a_pin_rewrites_the_name_in_a_form_and_nothing_else() -> None:
@@ -158,7 +158,7 @@ async def test_a_pin_to_nothing_disables_a_name() -> None:
             assert answer.json()["error"]["message"].startswith("no model id could be identified")
         answer = await it.ask("/upstream/off/x")
         assert (answer.status, answer.json()["error"]["message"]) == (404, "model not found")
-        assert len(it.activity.finished) == 1  # what names no model leaves no row
+        assert len(it.activity.ended) == 1  # what names no model leaves no row
     assert len(server.calls) == 1
 
 
@@ -186,7 +186,7 @@ async def test_a_pin_reaches_a_peer() -> None:
         it.engine.activate_profile("home")
         assert (await ask(it, chat(names("llm")))).status == 200
         assert (await it.ask("/upstream/llm/x")).status == 200
-        assert [row.model_id for row in it.activity.finished] == ["p/far"]
+        assert [row.model_id for row in it.activity.ended] == ["p/far"]
     assert server.calls[0].body == names("far")
     assert [call.request_line.split()[1] for call in server.calls] == ["/api/v1/chat/completions", "/api/x"]
 
@@ -199,7 +199,7 @@ async def test_upstream_takes_the_longest_pin_before_any_model() -> None:
         targets = ("/upstream/a/b/c/v1/rerank", "/upstream/a%2Fb/v1/rerank", "/upstream/a/c/v1/rerank")
         for target in targets:
             assert (await ask(it, chat(names("kept"), path=target))).status == 200
-        assert [(row.model_id, row.path) for row in it.activity.finished] == [("m", "/v1/rerank")]
+        assert [(row.model_id, row.sent_path) for row in it.activity.ended] == [("m", "/v1/rerank")]
     assert [call.request_line.split()[1] for call in server.calls] == ["/c/v1/rerank", "/v1/rerank", "/c/v1/rerank"]
     assert {call.body for call in server.calls} == {names("kept")}  # on the path only
 
@@ -218,9 +218,9 @@ OTHERS = [model("n", proxy=""), model("o", proxy="")]
 async def test_pin_takes_the_first_target_and_rewrites_the_name() -> None:
     async with house_of(fixed(OK), {"selectors": SELECTORS}, others=OTHERS) as (it, server):
         assert (await ask(it, chat(names("first")))).status == 200
-        (row,) = it.activity.finished
+        (row,) = it.activity.ended
     assert server.calls[0].body == names("n")
-    assert (row.model_id, row.metadata) == ("n", {"fifo_priority": "0", "selector": "first"})
+    assert (row.model_id, row.about) == ("n", {"fifo_priority": "0", "selector": "first"})
 
 
 async def test_warm_takes_the_first_that_is_ready_then_one_that_starts() -> None:
@@ -292,7 +292,7 @@ async def test_a_selector_without_a_target_is_a_503_and_no_row() -> None:
         answer = await ask(it, chat(names("spill")))
         assert (answer.status, answer.json()["error"]["code"]) == (503, "service_unavailable")
         assert answer.json()["error"]["message"] == 'selector "spill" has no available spillover targets'
-        assert not it.activity.finished
+        assert not it.activity.ended
 
 
 async def test_a_pin_leads_to_a_selector_and_upstream_knows_none() -> None:
@@ -300,7 +300,7 @@ async def test_a_pin_leads_to_a_selector_and_upstream_knows_none() -> None:
         it.engine.activate_profile("work")
         assert (await ask(it, chat(names("pick")))).status == 200
         assert server.calls[0].body == names("m")  # the target "m" is a pinned name too, which does not count
-        assert it.activity.finished[0].metadata["selector"] == "warm"
+        assert it.activity.ended[0].about["selector"] == "warm"
         for name in ("pick", "first"):
             assert (await it.ask(f"/upstream/{name}/x")).status == 404
 
@@ -324,10 +324,10 @@ async def test_names_are_looked_for_in_their_order() -> None:
         it.engine.use(config)
         for name, id_ in (("x", "x"), ("y", "m"), ("z", "p/z"), ("p/x", "p/x")):
             assert (await ask(it, chat(names(name)))).status == 200
-            assert it.activity.finished[-1].model_id == id_
+            assert it.activity.ended[-1].model_id == id_
         it.engine.activate_profile("w")
         assert (await ask(it, chat(names("x")))).status == 200
-        assert it.activity.finished[-1].model_id == "p/z"
+        assert it.activity.ended[-1].model_id == "p/z"
         for name in ("X", "p/X", "p", "p/"):
             assert (await ask(it, chat(names(name)))).status == 404
 

@@ -153,8 +153,8 @@ async def test_a_stream_is_passed_on_as_it_comes_and_is_in_flight_until_it_ends(
         assert (entry["model"], entry.get("metadata")) == ("p/far", None)
         proceed.set()
         assert await client.chunk() == b""
-        (row,) = it.activity.finished
-    assert (row.model_id, row.path, row.status, row.error) == ("p/far", "/v1/chat/completions", 200, "")
+        (row,) = it.activity.ended
+    assert (row.model_id, row.sent_path, row.outcome, row.error) == ("p/far", "/v1/chat/completions", 200, "")
     assert (row.request, row.granted - row.began, row.load_began) == (names("far"), 0.0, 0.0)
 
 
@@ -191,8 +191,8 @@ async def test_a_client_that_leaves_ends_the_request_at_the_peer() -> None:
         await until(lambda: bool(peer.calls))
         client.close()
         await left.wait()
-        await until(lambda: bool(it.activity.finished))
-    assert (it.activity.finished[0].status, it.activity.finished[0].error) == (499, "")
+        await until(lambda: bool(it.activity.ended))
+    assert (it.activity.ended[0].outcome, it.activity.ended[0].error) == (499, "")
 
 
 # ---- what goes wrong
@@ -212,8 +212,8 @@ async def test_a_peer_that_cannot_be_reached_is_a_502_that_names_it() -> None:
         assert (answer.status, answer.json()["error"]["code"]) == (502, "bad_gateway")
         message = answer.json()["error"]["message"]
         assert message.startswith('peer proxy error: peer "p": http://127.0.0.1:')
-        (row,) = it.activity.finished
-    assert (row.status, row.error, row.content_type, row.request) == (502, message, "application/json", None)
+        (row,) = it.activity.ended
+    assert (row.outcome, row.error, row.content_type, row.request) == (502, message, "application/json", None)
 
 
 async def test_a_peer_that_closes_without_an_answer_is_a_502() -> None:
@@ -264,10 +264,10 @@ async def test_a_peer_that_dies_in_the_middle_of_a_stream_shows() -> None:
         client.writer.write(chat(names("far")))
         await client.head()
         text = (await client.reader.read()).decode()
-        (row,) = it.activity.finished
+        (row,) = it.activity.ended
     assert 'peer proxy error: peer \\"p\\"' in text
     assert not text.endswith("0\r\n\r\n")
-    assert (row.status, row.error.split(":")[0]) == (200, "peer proxy error")
+    assert (row.outcome, row.error.split(":")[0]) == (200, "peer proxy error")
 
 
 # ---- /upstream
@@ -285,12 +285,12 @@ async def test_upstream_reaches_peers_without_a_look_at_the_body() -> None:
         for target in targets:
             client.writer.write(chat(question, path=target))
             assert (await client.answer()).status == 200
-        rows = it.activity.finished
+        rows = it.activity.ended
     assert [call.request_line.split()[1] for call in peer.calls] == [
         "/api/v1/chat/completions?a=%2F", "/api/v1/embeddings", "/api/x",
     ]  # fmt: skip
     assert {call.body for call in peer.calls} == {question}
-    assert [(row.model_id, row.path) for row in rows] == [
+    assert [(row.model_id, row.sent_path) for row in rows] == [
         ("p/author/far", "/v1/chat/completions"), ("p/far", "/v1/embeddings"),
     ]  # fmt: skip
 

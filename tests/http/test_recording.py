@@ -12,7 +12,7 @@ import pytest
 from fake_model import OK, Call, FakeModel, chat, fixed, house_of, last, until
 from standins import Client, House, model
 
-from llamaswapd.activity.record import Finished
+from llamaswapd.activity.record import REQUESTS_NOT_KEPT, Record
 from llamaswapd.config.schema import Filters
 from llamaswapd.errors import StartError, TooManyRequests
 from llamaswapd.http import express, upstream
@@ -30,10 +30,10 @@ async def recorded(answer: Any, *args: Any, **settings: Any) -> AsyncIterator[tu
         assert it.front._recorder.budget.held == 0
 
 
-async def ended(it: House, count: int = 1) -> list[Finished]:
-    await until(lambda: len(it.activity.finished) >= count)
-    assert len(it.activity.finished) == count
-    return it.activity.finished
+async def ended(it: House, count: int = 1) -> list[Record]:
+    await until(lambda: len(it.activity.ended) >= count)
+    assert len(it.activity.ended) == count
+    return it.activity.ended
 
 
 async def ask(it: House, data: bytes) -> tuple[Client, Any]:
@@ -42,20 +42,19 @@ async def ask(it: House, data: bytes) -> tuple[Client, Any]:
     return client, await client.answer()
 
 
-def told(row: Finished) -> dict[str, Any]:
-    """All fields but the times."""
-    fields = {
-        name: getattr(row, name)
-        for name in Finished.__slots__
-        if name not in ("id", "request_bytes", "tokens", "took_ms")
-    }
-    for name in ("ended_ns", "began", "granted", "first_byte", "ended", "load_began", "heads_bytes"):
-        del fields[name]
-    return fields | {
-        "request": None if row.request is None else bytes(row.request),
-        "request_headers": sorted(row.request_headers()),
-        "response_headers": sorted(row.response_headers()),
-        "response": b"".join(row.response),
+TOLD = (
+    "model_id", "method", "sent_path", "path", "peer_ip", "outcome", "about", "error", "content_type",
+    "content_encoding", "response", "is_chunked", "is_cut", "size",
+)  # fmt: skip
+
+
+def told(row: Record) -> dict[str, Any]:
+    """All but the times."""
+    is_kept = row.request is not None and row.sent_path not in REQUESTS_NOT_KEPT
+    return {name: getattr(row, name) for name in TOLD} | {
+        "request": bytes(row.request or b"") if is_kept else None,
+        "request_headers": sorted(row.request_pairs()()),
+        "response_headers": sorted(row.response_pairs()()),
     }
 
 
@@ -101,14 +100,15 @@ async def test_a_request_is_told_alike_on_either_way(
             assert head.status == int(answer.split()[1])
             await ended(it, count)
             monkeypatch.setattr(express.Express, "admit", lambda *_: None)
-    fast, slow = map(told, it.activity.finished)
+    fast, slow = map(told, it.activity.ended)
     assert fast == slow
     _, _, body = request_.partition(b"\r\n\r\n")
     is_kept = b"audio/transcriptions" not in request_
     assert (fast["request"], fast["response"]) == (body if is_kept else None, answer.partition(b"\r\n\r\n")[2])
     assert (fast["model_id"], fast["method"], fast["error"], fast["is_cut"]) == ("m", "POST", "", False)
-    assert fast["metadata"] == {"fifo_priority": "0"}
-    assert fast["path"] == request_.split()[1].decode().partition("?")[0].replace("/v/", "/").replace("/audioapi", "")
+    assert fast["about"] == {"fifo_priority": "0"}
+    path = request_.split()[1].decode().partition("?")[0]
+    assert fast["sent_path"] == path.replace("/v/", "/").replace("/audioapi", "")
     assert fast["is_chunked"] == (b"chunked" in answer)
     headers = dict(fast["response_headers"])
     assert (fast["content_type"], fast["content_encoding"]) == (
@@ -131,7 +131,7 @@ async def test_the_request_is_told_as_the_model_got_it(way: str) -> None:
         await ask(it, chat(b'{"model":"m","x":2}'))
         (row,) = await ended(it)
     assert row.request == server.calls[0].body == b'{"model":"real","n":1}'
-    assert dict(row.request_headers())["Content-Length"] == "19"  # as the client sent it
+    assert dict(row.request_pairs()())["Content-Length"] == "19"  # as the client sent it
 
 
 async def test_requests_of_upstream_are_told_if_the_rest_is_a_model_route() -> None:
@@ -139,7 +139,7 @@ async def test_requests_of_upstream_are_told_if_the_rest_is_a_model_route() -> N
         for path in ("/upstream/m/v1/embeddings?a", "/upstream/m/v1/other", "/upstream/m/v/embeddings"):
             await ask(it, chat(path=path))
         rows = await ended(it, 2)
-    assert [(row.model_id, row.path) for row in rows] == [("m", "/v1/embeddings"), ("m", "/v/embeddings")]
+    assert [(row.model_id, row.sent_path) for row in rows] == [("m", "/v1/embeddings"), ("m", "/v/embeddings")]
     assert rows[0].request == b'{"model":"m"}'
 
 
@@ -149,16 +149,16 @@ async def test_no_row_is_made_of_gets_and_of_requests_without_a_model() -> None:
             await it.ask(target)
         for body in (b"{}", b"", b'{"model":""}'):
             assert (await ask(it, chat(body)))[1].status == 404
-        assert it.activity.finished == []
+        assert it.activity.ended == []
 
 
 async def test_a_request_of_an_unknown_model_is_told_as_a_404() -> None:
     async with recorded(fixed(OK)) as (it, _):
         _, answer = await ask(it, chat(b'{"model":"nobody"}', path="/v/embeddings"))
         (row,) = await ended(it)
-    assert (row.model_id, row.path, row.status, row.metadata) == ("nobody", "/embeddings", 404, {})
+    assert (row.model_id, row.sent_path, row.outcome, row.about) == ("nobody", "/embeddings", 404, {})
     assert row.error == answer.json()["error"]["message"]
-    assert (row.granted, row.first_byte, row.request, row.response) == (0.0, 0.0, None, ())
+    assert (row.granted, row.first_byte, row.request, row.response) == (0.0, 0.0, None, b"")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ async def test_a_model_that_cannot_start_is_told_with_what_the_client_got(accept
         _, answer = await ask(it, chat(b'{"model":"m"}', f"Accept: {accept}"))
         (row,) = await ended(it)
     assert (answer.headers["content-type"], row.content_type) == (kind, kind)
-    assert (row.status, row.error) == (500, "unspecific error: upstream command exited prematurely")
+    assert (row.outcome, row.error) == (500, "unspecific error: upstream command exited prematurely")
     assert (row.granted, row.first_byte) == (0.0, 0.0)
 
 
@@ -184,7 +184,7 @@ async def test_a_request_too_many_is_told_as_a_429(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(it.engine, "lease", refuse)
         _, answer = await ask(it, chat(b'{"model":"m"}', "Accept: text/plain"))
         (row,) = await ended(it)
-    assert (answer.status, row.status, row.error) == (429, 429, "Too many requests")
+    assert (answer.status, row.outcome, row.error) == (429, 429, "Too many requests")
     assert (row.content_type, row.granted) == ("application/json", 0.0)
 
 
@@ -192,7 +192,7 @@ async def test_a_server_that_takes_no_connection_is_told(way: str) -> None:
     async with recorded(fixed(OK), proxy="http://127.0.0.1:1") as (it, _):
         _, answer = await ask(it, chat())
         (row,) = await ended(it)
-    assert (row.status, row.error, row.request) == (502, answer.json()["error"]["message"], None)
+    assert (row.outcome, row.error, row.request) == (502, answer.json()["error"]["message"], None)
 
 
 async def test_a_server_that_dies_is_told_with_what_it_was_sent(way: str) -> None:
@@ -201,7 +201,7 @@ async def test_a_server_that_dies_is_told_with_what_it_was_sent(way: str) -> Non
         client.writer.write(chat())
         await client.reader.read()
         (row,) = await ended(it)
-    assert (row.status, row.request, b"".join(row.response)) == (200, b'{"model":"m"}', b"some")
+    assert (row.outcome, row.request, row.response) == (200, b'{"model":"m"}', b"some")
     assert "in the middle of its answer" in row.error
 
 
@@ -236,7 +236,7 @@ async def test_a_client_that_leaves_is_told(begun: bool, way: str) -> None:
             await client.head()
         client.close()
         (row,) = await ended(it)
-    assert (row.status, row.error) == ((200, "") if begun else (499, ""))
+    assert (row.outcome, row.error) == ((200, "") if begun else (499, ""))
     assert row.request == b'{"model":"m"}'
     assert row.content_type == ("text/event-stream" if begun else "")
 
@@ -249,7 +249,7 @@ async def test_a_client_that_leaves_while_it_waits_is_told_without_a_grant() -> 
         await it.engine.waited.wait()
         client.close()
         (row,) = await ended(it)
-    assert (row.status, row.granted, row.request) == (499, 0.0, None)
+    assert (row.outcome, row.granted, row.request) == (499, 0.0, None)
 
 
 async def test_a_loading_stream_is_told_with_the_answer_behind_it() -> None:
@@ -267,8 +267,8 @@ async def test_a_loading_stream_is_told_with_the_answer_behind_it() -> None:
             pass
         (row,) = await ended(it)
     assert "accept-encoding" not in server.calls[0].headers  # the client would not be told what to unpack
-    assert (row.status, row.content_type, row.content_encoding, row.is_chunked) == (200, "text/event-stream", "", True)
-    text = b"".join(row.response)
+    assert (row.outcome, row.content_type, row.content_encoding, row.is_chunked) == (200, "text/event-stream", "", True)
+    text = row.response
     assert text.count(b"loading model: m") == 1
     assert text.endswith(b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
 
@@ -282,7 +282,7 @@ async def test_a_model_that_fails_behind_a_loading_stream_is_told() -> None:
         while await client.chunk():
             pass
         (row,) = await ended(it)
-    assert (row.status, row.content_type) == (200, "text/event-stream")
+    assert (row.outcome, row.content_type) == (200, "text/event-stream")
     assert row.error == "unspecific error: health check timed out after 15s"
 
 
@@ -295,7 +295,7 @@ async def test_of_a_long_answer_the_ends_are_kept(way: str) -> None:
     async with recorded(fixed(answer), {"capture_buffer": 1}) as (it, _):
         await ask(it, chat())
         (row,) = await ended(it)
-    kept = b"".join(row.response)
+    kept = row.response
     assert row.is_cut
     assert kept.startswith(body[:HEAD_BYTES])
     assert kept.endswith(body[-TAIL_BYTES:])
@@ -306,7 +306,7 @@ async def test_without_captures_short_answers_are_kept_and_no_request(way: str) 
     async with recorded(fixed(OK), {"capture_buffer": 0}) as (it, _):
         await ask(it, chat())
         (row,) = await ended(it)
-    assert (row.request, b"".join(row.response), row.is_cut) == (None, b"ok", False)
+    assert (row.request, row.response, row.is_cut) == (None, b"ok", False)
 
 
 @pytest.mark.parametrize("first", [b'{"model":"m","pad":"', b'{"pad":"'])
@@ -316,7 +316,7 @@ async def test_a_request_that_is_larger_than_a_capture_is_not_kept(first: bytes,
         await ask(it, chat(body))
         (row,) = await ended(it)
     assert server.calls[0].body == body
-    assert (row.request, b"".join(row.response)) == (None, b"ok")
+    assert (row.request, row.response) == (None, b"ok")
 
 
 async def test_another_capture_buffer_counts_from_the_next_request_on(way: str) -> None:
@@ -348,7 +348,7 @@ async def test_many_long_answers_share_one_budget(way: str) -> None:
         go_on.set()
         rows = await ended(it, 10)
     assert any(row.is_cut for row in rows)
-    assert {b"".join(row.response)[-1:] for row in rows} == {b"x"}
+    assert {row.response[-1:] for row in rows} == {b"x"}
 
 
 async def test_a_request_that_changes_ways_holds_nothing_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ async def test_a_request_that_changes_ways_holds_nothing_of_the_first(monkeypatc
     async with recorded(fixed(OK)) as (it, _):
         await ask(it, chat())
         (row,) = await ended(it)
-    assert (tries, row.status, row.request) == (2, 200, b'{"model":"m"}')
+    assert (tries, row.outcome, row.request) == (2, 200, b'{"model":"m"}')
 
 
 def test_a_body_keeps_no_more_than_its_ends_and_says_when_it_lacks_something() -> None:

@@ -11,6 +11,9 @@ from fake_model import OK, Call, chat, fixed, house_of, until
 from llamaswapd.http import connection as connection_module
 from llamaswapd.http import heads
 from llamaswapd.http import server as server_module
+from llamaswapd.http.connection import AHEAD_LIMIT
+
+READ_BYTES = 256 * 1024  # what a loop reads at once
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ async def test_a_client_that_sends_requests_without_end_and_reads_nothing_is_hel
         requests = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 5000
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, requests))
         await until(lambda: not connection.is_writable)
-        assert 0 < len(connection._ahead) <= connection_module.AHEAD_LIMIT + connection_module.READ_BYTES
+        assert 0 < len(connection._ahead) <= AHEAD_LIMIT + READ_BYTES
         assert connection.transport.get_write_buffer_size() < 128 * 1024
         sending.cancel()
         await asyncio.wait((sending,))
@@ -176,7 +179,7 @@ async def test_what_is_read_ahead_is_bounded_whatever_aiohttp_pauses_and_resumes
             client.writer.write(chat() * 500)
         await until(lambda: connection.is_paused)
         await asyncio.sleep(0.1)
-        assert len(connection._ahead) <= connection_module.AHEAD_LIMIT + connection_module.READ_BYTES
+        assert len(connection._ahead) <= AHEAD_LIMIT + READ_BYTES
         it.engine.ready.set()
         for _ in range(3):
             assert (await client.answer()).body == b"ok"

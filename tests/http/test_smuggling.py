@@ -104,7 +104,7 @@ async def send(it: House, data: bytes) -> None:
 @pytest.mark.timeout(240)
 async def test_a_models_server_sees_exactly_the_requests_that_were_sent_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sent, seen = 0, 0
-    send_on = Upstream.send
+    send_on = Upstream.send_whole
 
     def count(*arguments: Any, **options: Any) -> None:
         nonlocal sent
@@ -122,7 +122,7 @@ async def test_a_models_server_sees_exactly_the_requests_that_were_sent_to_it(mo
         assert len(body) == int(call.headers.get("content-length", len(body)))
         await call.send(OK)
 
-    monkeypatch.setattr(Upstream, "send", count)
+    monkeypatch.setattr(Upstream, "send_whole", count)
     async with house_of(record) as (it, server):
         for name, data in ATTACKS.items():
             await send(it, data)

@@ -23,6 +23,7 @@ from real_upstreams import RealUpstream, llama_cpp, nginx, node, uvicorn
 from standins import House, house, model
 from test_smuggling import ATTACKS, BODY, HIDDEN, START, UPSTREAM
 
+from llamaswapd.http.relay import Relay
 from llamaswapd.http.upstream import Upstream
 
 SERVERS: dict[str, Callable[[Path], AbstractAsyncContextManager[RealUpstream]]] = {
@@ -58,21 +59,27 @@ class Sent:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """What the front end takes itself to have sent, in order."""
     requests: list[Sent] = []
-    at_work: dict[Upstream, Sent] = {}
-    send, end = Upstream.send, Upstream._end
+    at_work: dict[Any, Sent] = {}  # by whoever gets the answer
+    send, end, whole = Upstream.send_whole, Upstream._end, Relay.on_whole
 
-    def note_sent(upstream: Upstream, sink: Any, data: bytes, **options: Any) -> None:
+    def note_sent(upstream: Upstream, sink: Any, data: bytes, now: float) -> None:
         line = data.partition(b"\r\n")[0].decode("latin-1")
-        at_work[upstream] = Sent(line.removesuffix(" HTTP/1.1"))
-        requests.append(at_work[upstream])
-        send(upstream, sink, data, **options)
+        at_work[sink] = Sent(line.removesuffix(" HTTP/1.1"))
+        requests.append(at_work[sink])
+        send(upstream, sink, data, now)
 
     def note_answered(upstream: Upstream) -> None:
-        at_work[upstream].is_answered = True
+        if upstream._sink is not None:
+            at_work[upstream._sink].is_answered = True
         end(upstream)
 
-    monkeypatch.setattr(Upstream, "send", note_sent)
+    def note_whole(relay: Relay, *arguments: Any) -> None:
+        at_work[relay].is_answered = True
+        whole(relay, *arguments)
+
+    monkeypatch.setattr(Upstream, "send_whole", note_sent)
     monkeypatch.setattr(Upstream, "_end", note_answered)
+    monkeypatch.setattr(Relay, "on_whole", note_whole)
     return requests
 
 

@@ -362,7 +362,7 @@ async def test_an_ordinary_websocket_holds_its_lease_as_long_as_it_is_open() -> 
         assert (it.engine.leases, len(it.observer.inflight)) == (1, 0)  # other paths of /upstream are not shown
         client.close()
         await until(lambda: it.engine.leases == 0)
-    assert not it.activity.finished
+    assert not it.activity.ended
 
 
 async def test_a_websocket_waits_for_its_model() -> None:

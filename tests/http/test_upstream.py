@@ -30,7 +30,12 @@ class Sink:
     def on_interim(self, shape: Shape) -> None:
         """Of no interest here."""
 
-    def on_head(self, shape: Shape, digits: bytes, framing: Framing | None, data: bytes) -> None:
+    def on_whole(self, shape: Shape, digits: bytes, data: bytes, now: float) -> None:
+        self.told.append(shape.status)
+        self.data += data
+        self.on_end()
+
+    def on_head(self, shape: Shape, digits: bytes, framing: Framing, data: bytes) -> None:
         self.told.append(shape.status)
         self.data += data
 
