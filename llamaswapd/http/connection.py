@@ -131,8 +131,7 @@ class Connection(Link, asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Decide who answers the request that begins here."""
         shape = self._last_shape
-        digits = shape.fit(data) if shape is not None else None
-        if shape is not None and digits is not None:
+        if shape is not None and (digits := shape.fit(data)) is not None:
             start = shape.fixed + len(digits)
         else:
             end = data.find(b"\r\n\r\n")

@@ -302,23 +302,24 @@ class Exchange(Relay):
             return False
         self.lease = lease
         self._prefix = to.prefix
-        self.model_id = to.model_id
-        self.about = to.about
-        self._table = table = express.inflight
-        table.add(self)
-        connection.deadline = None
         unedited = None
         if edited is not None:
             unedited, self._text = self._text, edited
         # What cannot be sent twice takes a new connection; and what would be much to keep for that.
         if not self._left and self._length <= WRITE_AT_ONCE and (upstream := to.pool.take()) is not None:
-            self._send(upstream, now)
-            return True
-        self._phase = Phase.SERVER
-        self._do(partial(self._connect, to.pool, unedited, is_first=True))
-        if self._left:
-            self._hold()
-            connection.pause_reading()
+            self._send_whole(upstream, now)
+        else:
+            self._phase = Phase.SERVER
+            self._do(partial(self._connect, to.pool, unedited, is_first=True))
+            if self._left:
+                self._hold()
+                connection.pause_reading()
+        # The model's server is at work by now. Nothing of this is needed before its answer comes.
+        self.model_id = to.model_id
+        self.about = to.about
+        self._table = table = express.inflight
+        table.add(self)
+        connection.deadline = None
         return True
 
     async def _connect(self, pool: OriginPool, unedited: bytes | bytearray | None = None, *, is_first: bool) -> None:
@@ -336,28 +337,33 @@ class Exchange(Relay):
         self._send(upstream, self.connection.now)
 
     def _send(self, upstream: Upstream, now: float) -> None:
-        self._phase = ANSWER
-        text, digits = self._text, self._digits
-        self._start = start = self._route.start(self._prefix, self.peer_ip)
         if self._left or self._length > WRITE_AT_ONCE:
-            self._send_in_pieces(upstream, start)
-            return
+            self._send_in_pieces(upstream)
+        else:
+            self._send_whole(upstream, now)
+
+    def _send_whole(self, upstream: Upstream, now: float) -> None:
+        self._phase = ANSWER
+        route, text, digits = self._route, self._text, self._digits
         if not isinstance(text, bytes):
             self._text = text = bytes(text)
         if len(text) != self._length:  # it has been edited
             digits = b"%d" % len(text)
-        if self._route.keeps_request and self._express.recorder.budget.limit:
-            self.request = text
         self._upstream = upstream
         if not self.connection.is_writable:
             upstream.pause_reading()
+        self._start = start = route.start(self._prefix, self.peer_ip)
         upstream.send_whole(self, b"".join((start.head, digits, b"\r\n\r\n", text)), now)
+        if route.keeps_request and self._express.recorder.budget.limit:
+            self.request = text
 
-    def _send_in_pieces(self, upstream: Upstream, start: Start) -> None:
-        text, budget = self._text, self._express.recorder.budget
-        if self._route.keeps_request and budget.has_room_for(self._length):
+    def _send_in_pieces(self, upstream: Upstream) -> None:
+        self._phase = ANSWER
+        route, text, budget = self._route, self._text, self._express.recorder.budget
+        if route.keeps_request and budget.has_room_for(self._length):
             self.request_kept = KeptRequest(budget)
             self.request_kept.add(text)  # as it is: nothing more is added to it
+        self._start = start = route.start(self._prefix, self.peer_ip)
         self.begin(upstream, b"%b%b\r\n\r\n" % (start.head, self._digits), complete=False)
         upstream.write(text)
         self._text = b""

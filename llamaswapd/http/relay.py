@@ -179,20 +179,20 @@ class Relay(Record):
 
     def on_whole(self, shape: Shape, digits: bytes, data: bytes, now: float) -> None:
         self._upstream = None
+        connection = self.connection
+        if connection.is_ending or not self._is_http11:
+            self.keep_alive = False
+        before, behind = (self.keep_alive and shape.as_usual) or self._rendered(shape)
+        connection.write(b"".join((before, digits, behind, data)))  # first of all: somebody waits for it
         self.answer = shape, digits
         self.first_byte = self.ended = now
         self.heads_bytes += shape.fixed
         self.status = shape.status
         self.size = len(data)
         self.response = data
-        connection = self.connection
-        if connection.is_ending or not self._is_http11:
-            self.keep_alive = False
-        before, behind = (self.keep_alive and shape.as_usual) or self._rendered(shape)
         table = self._table
         if table is not None and table.watchers:
             table.tell(self)
-        connection.write(b"".join((before, digits, behind, data)))
         self.over(None)
 
     def on_head(self, shape: Shape, digits: bytes, framing: Framing, data: bytes) -> None:

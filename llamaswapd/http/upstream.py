@@ -221,19 +221,15 @@ class Upstream(Link, asyncio.BufferedProtocol):
         if sink is None:  # bytes nobody asked for
             self.transport.abort()
             return
-        if self._head:
-            data = self._head + data
         shape = pool.last_shape
-        digits = shape.fit(data) if shape is not None else None
-        if shape is not None and digits is not None:
+        if shape is not None and not self._head and (digits := shape.fit(data)) is not None:
             data = data[shape.fixed + len(digits) :]
         else:
-            found = self._read_new_head(data)
+            found = self._read_new_head(self._head + data)
             if found is None:
                 return
             shape, digits, data = found
             pool.last_shape = shape if shape.is_reusable and shape.status != SWITCHING_PROTOCOLS else None
-        if self._head:
             self._head = b""
         self.awaiting_since = None
         if shape.is_counted and self._takes_whole and int(digits) == len(data):
