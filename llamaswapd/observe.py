@@ -163,8 +163,9 @@ class AccessLog(logging.Handler):
         if timer is not None:
             timer.cancel()
         if entries and log.isEnabledFor(logging.INFO):
-            lines = "\n".join([entry.access_line() for entry in entries])
-            log.info("%s", lines, extra={"answered": entries, "wall_ahead_s": time.time() - time.monotonic()})
+            answered = tuple(entries)  # one more may come, if this is another thread
+            lines = "\n".join([entry.access_line() for entry in answered])
+            log.info("%s", lines, extra={"answered": answered, "wall_ahead_s": time.time() - time.monotonic()})
 
 
 class Answered(Protocol):
@@ -303,8 +304,8 @@ class Inflight:
         """The request is over; may be called twice."""
         if entry in self._entries:
             del self._entries[entry]
-            if self.watchers:
-                self._events.publish(Event("inflight", {"operation": "remove", "id": self._id_of(entry)}))
+            if self.watchers and entry.id:  # else nobody has been told of it
+                self._events.publish(Event("inflight", {"operation": "remove", "id": str(entry.id)}))
 
     def cancel(self, id_: str) -> bool:
         """Have whoever answers a request give it up; False if there is no such request."""

@@ -282,7 +282,10 @@ async def test_nothing_is_published_while_nobody_watches() -> None:
     entry = begin(table)
     table.tell(entry)
     table.tell_size(entry)
+    never_told = begin(table)
     with feed.subscribe():
+        table.remove(never_told)
+        table.snapshot()
         table.remove(entry)
     assert [event.data for event in feed.published] == [{"operation": "remove", "id": "1"}]
 

@@ -115,7 +115,8 @@ class Bunch:
         index = id_ - self.first_id
         record, sizes = self._entries[index], self._sizes[: 2 * index + 2]
         response = self._bodies[sum(sizes[:-1]) : sum(sizes)]
-        return Capture(record, self._bodies[sum(sizes[:-2]) : sum(sizes[:-1])], response)
+        request = self._bodies[sum(sizes[:-2]) : sum(sizes[:-1])] or None  # a plain one names its model: it has a body
+        return Capture(record, request, response)
 
 
 class Captures:
@@ -157,6 +158,11 @@ class Captures:
     def extend(self, entries: Sequence[Record]) -> None:
         """Keep plain requests, of which others may drop the bodies then; ids come in order and without gaps."""
         bunch = Bunch(entries)
+        if bunch.size > self.limit and len(entries) > 1:  # the newest ones may have room
+            middle = len(entries) // 2
+            self.extend(entries[:middle])
+            self.extend(entries[middle:])
+            return
         self._plain.append(bunch)
         self._bytes += bunch.size
         if self._bytes > self.limit:

@@ -412,6 +412,8 @@ class Exchange(Relay):
             await work()
         except Exception as error:
             log.exception("unexpected error while answering %s", self.path)
+            if self._phase is NOTHING:
+                return
             self.end()
             self._fail(Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
 
@@ -485,6 +487,7 @@ class Exchange(Relay):
             self.lease = None
         if status:
             self._text = b""
+            self._form = None  # it holds on to what it has read
             express.traffic.end(self)
 
     def _hand_over(self) -> None:
@@ -498,7 +501,10 @@ class Exchange(Relay):
 
     def give_up(self) -> None:
         """The client has left."""
-        if self._phase is Phase.REST or self._phase is Phase.NOTHING:  # it has been answered
+        if self._phase is Phase.REST:  # it has been answered
+            self._phase = NOTHING
+            del self.connection  # as in `_end`
+        if self._phase is NOTHING:
             return
         self._phase = Phase.NOTHING
         if self._task is not None:
@@ -523,7 +529,7 @@ class Exchange(Relay):
 
     def cut(self, error: Error) -> None:
         """Give the exchange up and answer with an error, or show the client that its answer is cut."""
-        if self._phase is Phase.REST:  # it has been answered
+        if self._phase is Phase.REST or self._phase is NOTHING:  # it has been answered, or nobody is there
             return
         if self._task is not None:
             self._task.cancel()

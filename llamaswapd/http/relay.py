@@ -130,7 +130,7 @@ class Relay(Record):
 
     @property
     def is_chunked(self) -> bool:
-        return self.framing is not None and self.is_in_chunks
+        return self.is_in_chunks
 
     def take_over_kept(self) -> None:
         """Have `request` and `response` be what was kept of them; nothing more is."""

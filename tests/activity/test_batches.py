@@ -363,6 +363,15 @@ async def test_the_oldest_plain_captures_make_room_and_their_rows_stay() -> None
         assert (await it.capture(401))["resp_body"]
 
 
+async def test_of_a_batch_that_is_larger_than_all_the_room_the_newest_captures_stay() -> None:
+    async with activity(capture_buffer=1) as it:
+        for _ in range(BATCH):
+            it.add(plain(b"x" * 6000, request=b"y" * 2000))
+        found = await rows(it)
+        assert (found[0]["has_capture"], found[-1]["has_capture"]) == (False, True)
+        assert it._captures._bytes <= 2**20
+
+
 # ---- long streams
 
 
