@@ -831,6 +831,22 @@ async def test_a_lease_knows_since_when_it_waited_and_for_which_load() -> None:
         assert counts(engine, "a") == (0, 0)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_ttl_that_came_with_a_reload_counts_from_the_end_of_the_requests_of_before(at_once: bool) -> None:
+    async with running(swapping(model("a"))) as (engine, _):
+        await load(engine, "a")
+        with ExitStack() as stack:
+            lease = engine.lease_now("a") if at_once else stack.enter_context(engine.lease("a"))
+            for ttl in (0, 1000):
+                engine.reconfigure(swapping(model("a", ttl=ttl)))
+            assert lease is not None
+            assert lease.model.ttl == 1000
+            assert engine._timer is None
+            if at_once:
+                engine.leave(lease, time.monotonic())
+        assert engine._timer is not None
+
+
 async def test_a_lease_that_comes_to_nothing_tells_since_when_its_model_was_loading() -> None:
     async with running(swapping(slow("a"), model("b"))) as (engine, backend):
         with engine.lease("a") as left:

@@ -325,7 +325,10 @@ class Engine:
         outdated = [id for id, model in config.models.items() if self._is_other_unit(model)]
         had_profile = self.naming.active is not None
         self.config, self.naming = config, Naming(config)
-        self._at_once.clear()
+        for lease in (*self._at_once.values(), *self._leases.values()):
+            if lease.is_granted and lease.model_id in config.models and lease.model_id not in outdated:
+                lease.model = config.models[lease.model_id]
+                lease.may_expire = lease.model.ttl > 0
         for id, run in self._runs.items():
             if id in config.models and id not in outdated:
                 run.model = config.models[id]

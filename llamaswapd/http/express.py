@@ -95,9 +95,6 @@ class Express:
         `data`: its head and, from `start` on, what of its body has come, which has so many bytes in all.
         """
         config = self.engine.config
-        if config is not self._config:
-            self._config = config
-            self._destinations.clear()
         route: Route | None = shape.memo
         if route is None or route.config is not config:
             shape.memo = route = Route(shape, config)
@@ -111,6 +108,9 @@ class Express:
 
     def destination(self, name: str) -> Destination | None:
         """Return where a name leads that means the same model of ours for everybody, None for any other."""
+        if self.engine.config is not self._config:  # a reload may have come between a head and its body
+            self._config = self.engine.config
+            self._destinations.clear()
         found = self._destinations.get(name)
         return found if found is not None else self._new_destination(name)
 

@@ -51,6 +51,7 @@ class Awaited(Relay):
         Raises UpstreamError when the answer does not come or breaks off, RequestError when the client's body does.
         """
         over = self._over = asyncio.get_running_loop().create_future()
+        self._writable.set()  # a connection that was closed may have taken no more
         whole = body.is_complete and body.is_in_memory and body.size <= WRITE_AT_ONCE
         if self.request_kept is not None:
             self.request_kept.start_over()  # it may have been sent to a connection that was closed

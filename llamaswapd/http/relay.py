@@ -314,7 +314,7 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
 
     What concerns the model's connection is left out, what concerns the client's own is put in.
     """
-    listed = names_in(shape.fields, b"connection")
+    listed = names_in(shape.fields, b"connection") - {b"content-length"}  # without it no end would be seen
     is_chunked = shape.body is BodyKind.CHUNKED
     lines: list[bytes] = [b"HTTP/1.1" + shape.status_line[8:]]
     before: bytes | None = None

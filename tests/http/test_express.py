@@ -11,6 +11,7 @@ import pytest
 from fake_model import OK, Call, chat, fixed, house_of, last, until
 from standins import Client, House
 
+from llamaswapd.config.schema import Config
 from llamaswapd.http import body as body_module
 from llamaswapd.http import express, upstream
 from llamaswapd.http import server as server_module
@@ -538,3 +539,21 @@ async def test_the_access_log_says_the_same_on_either_way(
     first, second = [line.rpartition(" ")[0] for line in caplog.records[0].getMessage().split("\n")]
     assert first == second
     assert first.startswith('Request 127.0.0.1 "POST /v1/chat/completions HTTP/1.1" 201 ')
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_a_reload_between_a_head_and_its_body_counts(is_removed: bool) -> None:
+    elsewhere = OK.replace(b"ok", b"ko")
+    async with house_of(fixed(OK)) as (it, _), house_of(fixed(elsewhere)) as (_, other):
+        client = await it.connect()
+        client.writer.write(chat())
+        assert (await client.answer()).body == b"ok"
+        (connection,) = it.front._site.connections  # type: ignore[union-attr]
+        request = chat()
+        client.writer.write(request[:-5])
+        await until(lambda: connection._exchange is not None)
+        moved = it.engine.config.models["m"].having(proxy=other.url)
+        it.engine.use(Config(models={} if is_removed else {"m": moved}))
+        client.writer.write(request[-5:])
+        answer = await client.answer()
+        assert (answer.status, answer.body == b"ko") == ((404, False) if is_removed else (200, True))

@@ -11,7 +11,9 @@ from fake_model import OK, Call, chat, fixed, house_of, last, until
 from standins import Client, House
 
 from llamaswapd.http import body as body_module
+from llamaswapd.http import express
 from llamaswapd.http import upstream as upstream_module
+from llamaswapd.http.ordinary import Awaited
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = CHUNKED + b'5;x="y"\r\nhello\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n'
@@ -455,3 +457,42 @@ async def test_interim_answers_do_not_get_into_a_stream_of_our_own() -> None:
         text = (await client.reader.readuntil(b"0\r\n\r\n")).decode()
     assert text.startswith("HTTP/1.1 200 OK")
     assert "103" not in text
+
+
+async def test_a_length_that_is_said_to_be_of_the_connection_is_passed_on(way: str) -> None:
+    odd = b"HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 2\r\n\r\nok"
+    async with house_of(fixed(odd)) as (it, _):
+        client = await it.connect()
+        for _ in range(2):
+            client.writer.write(chat())
+            answer = await client.answer()
+            assert (answer.headers["content-length"], answer.body) == ("2", b"ok")
+
+
+async def test_a_large_request_on_a_connection_that_takes_no_more_and_is_reset_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_back = asyncio.Event()
+    on_writable = Awaited.on_writable
+
+    def note(relay: Awaited, writable: bool) -> None:
+        on_writable(relay, writable)
+        if not writable:
+            held_back.set()
+
+    async def answer(call: Call) -> None:
+        if server.calls[0] is not call and call.connection == server.calls[0].connection:
+            await held_back.wait()
+            call.reset()
+            return
+        await call.read_body()
+        await call.send(OK)
+
+    monkeypatch.setattr(express.Express, "admit", lambda *_: None)
+    monkeypatch.setattr(Awaited, "on_writable", note)
+    async with house_of(answer) as (it, server):
+        client = await it.connect()
+        for body in (b'{"model":"m"}', b'{"x":"' + b"y" * 8_000_000 + b'","model":"m"}'):
+            client.writer.write(chat(body))
+            assert (await client.answer()).status == 200
+        assert [call.connection == 1 for call in server.calls] == [True, True, False]
