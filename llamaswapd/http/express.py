@@ -190,8 +190,6 @@ class Exchange(Relay):
         self._route = route
         self._shape = shape
         self._digits = digits
-        self.path = route.path
-        self.sent_path = route.sent_path
         self.peer_ip = connection.peer
         self.keep_alive = shape.keep_alive
         self.heads_bytes = shape.fixed
@@ -216,6 +214,14 @@ class Exchange(Relay):
         if route.boundary is not None:
             self._form = MultipartReader(route.boundary, route.query)
             self._form.feed(data[start:])
+
+    @property
+    def path(self) -> str:  # type: ignore[override]
+        return self._route.path
+
+    @property
+    def sent_path(self) -> str:  # type: ignore[override]
+        return self._route.sent_path
 
     @property
     def headers(self) -> Headers:  # type: ignore[override]
