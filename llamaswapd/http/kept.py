@@ -9,7 +9,7 @@ from __future__ import annotations
 from llamaswapd.activity.record import Pieces
 
 HEAD_BYTES = 4 * 1024  # of a long answer: where Anthropic's say how many tokens came in
-TAIL_BYTES = 16 * 1024  # and where all others do
+TAIL_BYTES = 8 * 1024  # and where all others do
 LEAST_BUDGET = 4 * 1024 * 1024
 
 
