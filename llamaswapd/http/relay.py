@@ -221,7 +221,19 @@ class Relay(Record):
         return shape.rendered.get(how) or _render(shape, *how)
 
     def on_data(self, data: bytes) -> None:
-        self._write(chunk(data) if self._has_own_stream and self._is_http11 else data, len(data))
+        if self._has_own_stream:
+            self._write(chunk(data) if self._is_http11 else data, len(data))
+            return
+        # As `_write` does, for every token: the client comes first, and nothing is called that can be asked.
+        self.connection.write(data)
+        self.size += len(data)
+        table, kept = self._table, self.answer_kept
+        if table is not None and table.watchers:
+            table.tell_size(self)
+        if kept is not None:
+            kept.add(data)
+        elif self.budget is not None:
+            self._keep_answer(data, self.budget)
 
     def on_end(self) -> None:
         self._upstream = None

@@ -283,11 +283,18 @@ class Upstream(Link, asyncio.BufferedProtocol):
             raise Malformed(f"bad status line {data[:100]!r}")
 
     def _read_body(self, framing: Framing, data: bytes) -> None:
-        if self._sink is None:
+        sink = self._sink
+        if sink is None:
             return
-        data = self._advance(framing, data)
+        if self._unframe:
+            data = self._advance(framing, data)
+        else:
+            taken = framing.take(data)
+            if taken < len(data):
+                self._excess = True
+                data = data[:taken]
         if data:
-            self._sink.on_data(data)
+            sink.on_data(data)
         if framing.ended:
             self._end()
 

@@ -281,7 +281,11 @@ class Chunked:
 
     def take(self, data: bytes, content: list[bytes] | None = None) -> int:
         size = len(data)
-        at = self._take_whole_chunks(data, size) if content is None and self.between_chunks else 0
+        at = 0
+        if content is None and self._awaits is _SIZE and not self._line:  # `between_chunks`, found at once
+            at = self._take_whole_chunks(data, size)
+            if at == size:
+                return at
         while at < size and not self.ended:
             if self._data_left:
                 step = min(self._data_left, size - at)
