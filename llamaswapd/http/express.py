@@ -247,7 +247,10 @@ class Exchange(Relay):
         self._left -= len(data)
         match self._phase:
             case Phase.MODEL:
-                self._text += data
+                if self._text:
+                    self._text += data
+                else:  # the head came alone, and this is the first piece
+                    self._text = data
                 if self._form is not None:
                     self._form.feed(data)
                 if not self.go_on(self.connection.now):

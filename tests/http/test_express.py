@@ -557,3 +557,19 @@ async def test_a_reload_between_a_head_and_its_body_counts(is_removed: bool) -> 
         client.writer.write(request[-5:])
         answer = await client.answer()
         assert (answer.status, answer.body == b"ko") == ((404, False) if is_removed else (200, True))
+
+
+async def test_a_large_first_piece_that_comes_behind_its_head_tells_the_model() -> None:
+    body = b'{"model":"m","pad":"' + b"x" * 100_000 + b'"}'
+    async with house_of(fixed(OK)) as (it, _):
+        it.engine.ready.clear()
+        client = await it.connect()
+        (connection,) = it.front._site.connections  # type: ignore[union-attr]
+        request = chat(body)
+        client.writer.write(request[: -len(body)])
+        await until(lambda: connection._exchange is not None)
+        client.writer.write(body[:-2])
+        await until(lambda: it.engine.leases == 1)  # one that waits, for the model has to be loaded
+        it.engine.ready.set()
+        client.writer.write(body[-2:])
+        assert (await client.answer()).body == b"ok"
