@@ -21,7 +21,7 @@ from llamaswapd.systemd.delegation import DelegatingManager
 from llamaswapd.systemd.environments import Environments
 from llamaswapd.systemd.journal import Journal
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager
-from llamaswapd.systemd.running import UP, RunningUnit
+from llamaswapd.systemd.running import UP, Order, RunningUnit
 from llamaswapd.systemd.watched import Watch
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ START_ATTEMPTS = 4  # each but the last may find the name taken, or systemd read
 FAILED_START_GRACE_S = 5.0  # from SIGTERM to SIGKILL when a start fails or is given up (llama-swap)
 
 FIND_AT_ONCE = 32  # the system's bus takes 128 unanswered calls of one connection; each unit looked at is one
-
-Order = Callable[[Watch], Awaitable[str]]  # has a unit started, returns the result of the job
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,11 @@ class SystemdBackend:
         for oddity in unit.oddities(spec, model, self._host):
             log.warning("<%s> %s", model.id, oddity)
 
-        def order(watch: Watch) -> Awaitable[str]:
+        def order(watch: Watch, taken: Callable[[], None]) -> Awaitable[str]:
             if self._environments:
                 self._environments.keep(spec.name, spec.environment_file)
                 watch.gone.add_done_callback(lambda gone: self._forget_environment(spec.name, gone))
-            return self.manager.start_transient_unit(watch, spec.properties)
+            return self.manager.start_transient_unit(watch, spec.properties, taken)
 
         return order
 
@@ -221,9 +219,8 @@ class DelegatingBackend(SystemdBackend):
             raise NotStarted("upstream proxy missing")
         if words:  # otherwise the launcher has something to say
             await asyncio.to_thread(check_port, model, words)
-        await self.manager.wake()
         self.manager.know(model.id)
-        return lambda watch: self.manager.start_model(watch, model)
+        return lambda watch, taken: self.manager.start_model(watch, model, taken)
 
     async def _look_at(self, name: str) -> Found | None:
         found = await super()._look_at(name)

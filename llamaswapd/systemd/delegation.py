@@ -13,7 +13,7 @@ from typing import Any
 
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import ConfigError, ManagerUnavailable, NotStarted, Problem, UnitError
-from llamaswapd.systemd.bus import BUS, Bus, Call, Refused
+from llamaswapd.systemd.bus import Bus, Call, Refused
 from llamaswapd.systemd.manager import Manager, Scope
 from llamaswapd.systemd.unit import model_id_of, unit_name
 from llamaswapd.systemd.watched import Watch
@@ -111,15 +111,14 @@ class DelegatingManager(Manager):
             raise ManagerUnavailable(f"{error}; see systemctl status {UNIT}") from error
         return text, warnings
 
-    async def wake(self) -> None:
-        """Have the launcher started if it is not there: what has a time limit is not to wait for that."""
-        call = Call(NAME, PATH, f"{BUS}.Peer", "Ping", callee="the launcher")
-        await self._with_bus(lambda bus: _told(bus, call, call))
+    async def start_model(self, watch: Watch, model: ModelConfig, taken: Callable[[], None] = lambda: None) -> str:
+        """Start a model's unit; return the result of its job. `taken` is called when there is one.
 
-    async def start_model(self, watch: Watch, model: ModelConfig) -> str:
-        """Start a model's unit; return the result of its job. Raises NotStarted, too."""
+        Raises NotStarted, too.
+        """
         order = Call("", "", "", "StartTransientUnit", "", (watch.unit,))
         (path,) = await self._order("Start", model.id, model.port or 0, model.fingerprint, instead_of=order)
+        taken()
         return await watch.job(path, "start")
 
     async def stop_unit(self, watch: Watch, taken: Callable[[], None] = lambda: None) -> str:

@@ -25,7 +25,10 @@ Scope = Literal["system", "user", "private"]
 Property = tuple[str, str, object]  # name, D-Bus signature, value
 T = TypeVar("T")
 
-JOIN_TIMEOUT_S = 2.0  # how long systemd may take to join a bus that our connection has brought up
+# How long a systemd that is to be connected to may be away, as it executes itself anew. A user's, of which nobody knows
+# whether it runs, may take so long to join a bus that our connection has brought up.
+BACK_WITHIN_S = 10.0
+JOIN_TIMEOUT_S = 2.0
 
 # Between attempts to connect again, doubling. A bus that is restarted is back within some ten milliseconds.
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 2.0
@@ -81,14 +84,20 @@ class Manager:
         self._systemd_left = False
 
     @classmethod
-    async def connect(cls, scope: Scope, address: str = "", is_alive: Callable[[], bool] = lambda: True) -> Self:
+    async def connect(
+        cls,
+        scope: Scope,
+        address: str = "",
+        is_alive: Callable[[], bool] = lambda: True,
+        back_within_s: float = BACK_WITHIN_S,
+    ) -> Self:
         """Connect to a manager; `address` is the bus to find it on, by default that of the scope.
 
         `is_alive` says whether there is any use in trying again when the connection is lost. Raises ManagerUnavailable
-        when there is no bus, or no systemd on it.
+        when there is no bus, or no systemd on it for `back_within_s`.
         """
         manager = cls(scope, address or bus_address(scope), is_alive)
-        await manager._connect()
+        await manager._connect_within(back_within_s)
         manager._usable.set()
         manager._keeper = asyncio.create_task(manager._keep_connected(), name=f"connection to the {scope} manager")
         return manager
@@ -102,8 +111,13 @@ class Manager:
 
     # ---- methods of org.freedesktop.systemd1.Manager
 
-    async def start_transient_unit(self, watch: Watch, properties: Iterable[Property]) -> str:
-        """StartTransientUnit, with a reference to the unit; returns the result of its job."""
+    async def start_transient_unit(
+        self, watch: Watch, properties: Iterable[Property], taken: Callable[[], None] = lambda: None
+    ) -> str:
+        """StartTransientUnit, with a reference to the unit; returns the result of its job.
+
+        `taken` is called when there is one.
+        """
         referenced = (*properties, ("AddRef", "b", True))
         settings = [[name, variant(signature, value)] for name, signature, value in referenced]
         body: tuple[object, ...] = (watch.unit, "replace", settings, [])
@@ -114,6 +128,7 @@ class Manager:
             self._references.discard(watch)
             raise
         self._references.add(watch)  # again: a connection made meanwhile found nothing to refer to
+        taken()
         return await watch.job(path, "start")
 
     async def stop_unit(self, watch: Watch, taken: Callable[[], None] = lambda: None) -> str:
@@ -317,6 +332,17 @@ class Manager:
                 return True
         return False
 
+    async def _connect_within(self, seconds: float) -> None:
+        """Connect for the first time. A systemd that is away just now is back soon."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                return await self._connect()
+            except ManagerUnavailable as error:
+                if not _is_away(error.__cause__) or asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(FIRST_RETRY_S)
+
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -347,7 +373,9 @@ class Manager:
         self._systemd_left = False
         signals = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{_SYSTEMD}'"
         await bus.call(_add_match(signals))
-        await self._wait_for_owner(bus)
+        # Asked for, because a call would have the bus activate a systemd: on a bus without one that fails slowly.
+        (owner,) = await bus.call(_bus_call("GetNameOwner", _SYSTEMD))
+        bus.hear(owner)
         for member in ("JobRemoved", "UnitRemoved", "Reloading"):
             await bus.call(_add_match(f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='{member}'"))
         for watch in list(self._watches):
@@ -362,21 +390,6 @@ class Manager:
 
     def _settle(self, answer: Answer) -> None:
         self._is_settled = not isinstance(answer, Refused)
-
-    async def _wait_for_owner(self, bus: Bus) -> None:
-        # Asked for, because a call would have the bus activate a systemd: on a bus without one that fails slowly.
-        # A user's bus is started by whoever connects first, and systemd joins it a moment later.
-        deadline = asyncio.get_running_loop().time() + (JOIN_TIMEOUT_S if self.scope == "user" else 0.0)
-        while True:
-            try:
-                (owner,) = await bus.call(_bus_call("GetNameOwner", _SYSTEMD))
-            except Refused as error:
-                if error.name != NO_OWNER or asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.01)
-            else:
-                bus.hear(owner)
-                return
 
     async def _call(
         self, member: str, signature: str = "", *body: object, path: str = _SYSTEMD_PATH, interface: str = _MANAGER
@@ -398,7 +411,7 @@ class Manager:
                 if bus is self._bus and self._end is None:
                     self._usable.clear()  # sooner than the keeper does: nobody tries again before it has connected
             except Refused as error:
-                if error.name not in AWAY or now > deadline:
+                if not _is_away(error) or now > deadline:
                     raise
                 deadline = min(deadline, now + CALL_TIMEOUT_S)
                 await asyncio.sleep(FIRST_RETRY_S)
@@ -420,7 +433,7 @@ async def choose_scope(wanted: Literal["auto", "system", "user", "private"]) -> 
     if wanted == "private":
         return "private"
     try:
-        await (await Manager.connect("user")).close()
+        await (await Manager.connect("user", back_within_s=JOIN_TIMEOUT_S)).close()
     except ManagerUnavailable as error:
         if wanted == "auto":
             return "private"
@@ -466,6 +479,11 @@ def _add_match(rule: str) -> Call:
 
 def _properties_changed(path: str) -> str:
     return f"type='signal',sender='{_SYSTEMD}',path='{path}',interface='{_PROPERTIES}',member='PropertiesChanged'"
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Say whether it is what is got while systemd is away for a moment, by a call or by whoever waits for an answer."""
+    return isinstance(error, BusLost) or (isinstance(error, Refused) and error.name in AWAY)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

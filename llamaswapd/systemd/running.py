@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 # in a GPU driver for example, takes longer than milliseconds.
 KILL_TIMEOUT_S = 10.0
 
+# How long a start may take to be ordered. The bus gives a launcher that it has started 25 s, and is asked twice.
+TAKEN_WITHIN_S = 60.0
+
+Order = Callable[[Watch, Callable[[], None]], Awaitable[str]]  # has the unit started; says when systemd has been told
+
 UP = {"activating", "active", "reloading", "refreshing"}  # values of ActiveState
 
 
@@ -86,27 +91,31 @@ class RunningUnit:
     ) -> str:
         """Start it as a transient unit, as `start_by` does."""
 
-        async def order(watch: Watch) -> str:
-            return await self._manager.start_transient_unit(watch, properties)
+        async def order(watch: Watch, taken: Callable[[], None]) -> str:
+            return await self._manager.start_transient_unit(watch, properties, taken)
 
         return await self.start_by(order, timeout_s, grace_s, is_left)
 
     async def start_by(
         self,
-        order: Callable[[Watch], Awaitable[str]],
+        order: Order,
         timeout_s: float,
         grace_s: float,
         is_left: Callable[[], bool] = lambda: False,
     ) -> str:
         """Have it started by `order`; return the job's result, `timeout` if there is none within `timeout_s`.
 
-        Unless that is `done`, and when cancelled, the unit is gone again afterwards; if cancelled while `is_left` says
-        so, it stays as it is. Raises Refused, what else `order` does, and BusLost when the bus is away for `timeout_s`.
+        That time begins when the order is taken: whoever has to take it may have to be started first.
+
+        Unless the result is `done`, and when cancelled, the unit is gone again afterwards; if cancelled while `is_left`
+        says so, it stays as it is. Raises Refused, what else `order` does, and BusLost when the bus is away for
+        `timeout_s`.
         """
         await self._attach_within(timeout_s)
+        now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(timeout_s):
-                outcome = await order(self._watch)
+            async with asyncio.timeout(TAKEN_WITHIN_S) as limit:
+                outcome = await order(self._watch, lambda: limit.reschedule(now() + timeout_s))
                 if outcome == "done":
                     # Until here the signals spoke of the past too: the first ones of a start still say inactive. The
                     # one of the job comes after all that led to it.

@@ -87,6 +87,7 @@ class StandIn:
     def __init__(self, address: str) -> None:
         self.calls: asyncio.Queue[tuple[str, list[Any]]] = asyncio.Queue()
         self.answers: dict[str, list[tuple[str, str, list[Any]]] | None] = {}
+        self.never_answers: set[str] = set()  # methods
         self.errors: dict[str, list[str]] = {}  # with which its next calls are answered, by method
         self.properties: dict[str, Any] = {}  # of the one unit; none: there is no unit
         self.behind: list[tuple[str, str, list[Any]]] = []  # signals sent right behind the properties
@@ -123,6 +124,8 @@ class StandIn:
         if message.message_type is not dbus.MessageType.METHOD_CALL:
             return None
         self.calls.put_nowait((message.member, message.body))
+        if message.member in self.never_answers:
+            return True  # handled
         if errors := self.errors.get(message.member):
             return dbus.Message.new_error(message, errors.pop(0), "not now")
         if message.member == "Get":
@@ -304,7 +307,21 @@ async def test_closing_tells_everybody_who_waits(manager: Manager, systemd: Stan
 
 async def test_a_bus_without_systemd_is_no_manager(bus: Bus) -> None:
     with pytest.raises(ManagerUnavailable, match="no systemd answers on the bus"):
-        await Manager.connect("private", bus.address)
+        await Manager.connect("private", bus.address, back_within_s=0.1)
+
+
+async def test_a_systemd_that_leaves_while_we_connect_is_waited_for(bus: Bus, systemd: StandIn) -> None:
+    """As it does to execute itself anew. A launcher that did not wait would end; the bus would not start another."""
+    systemd.never_answers.add("Subscribe")
+    connecting = asyncio.create_task(Manager.connect("private", bus.address))
+    await systemd.called("Subscribe")
+    await systemd.leave()
+    back = StandIn(bus.address)
+    await back.join()
+    manager = await connecting
+    await manager.thaw_unit(UNIT)
+    await manager.close()
+    await back.leave()
 
 
 def is_connected() -> bool:
