@@ -19,6 +19,8 @@ CLIENT_LEFT = 499  # there was no answer: nginx's number for it
 MESSAGE_LIMIT = 500  # characters of an error message, as in llama-swap
 OBJECT_END_IN_CHUNKS = b"}\r\n0\r\n\r\n"
 LINES_OF_ONE_CHUNK = 4  # its size, itself, the last chunk's size, the end
+TEXT_BEGINS = b'"content":"'
+TEXT_BEGINS_WITHIN = 512  # bytes
 TAIL_LIMIT = 256  # bytes of what is remembered
 ENDS_BYTES = 64 * 1024  # of the end of a long body, in which usage is looked for
 UNREADABLE = (ValueError, StopIteration, RecursionError)  # what reading JSON may end with
@@ -55,7 +57,8 @@ def at_a_glance(body: bytes) -> tuple[Tokens, float] | None:
 
     It takes none if the last member is `usage`, and for an answer without any of the words.
     """
-    if body.find(b'"timings"') >= 0 or body.find(b'"metrics"') >= 0:  # `in` takes half as long again
+    around = _around_text(body)
+    if around.find(b'"timings"') >= 0 or around.find(b'"metrics"') >= 0:  # `in` takes half as long again
         return None
     at = body.rfind(b'"usage"')
     if at < 0:
@@ -63,16 +66,25 @@ def at_a_glance(body: bytes) -> tuple[Tokens, float] | None:
     return _last_member(body[at - 1 : -1]) if body.endswith(b"}") and len(body) - at <= TAIL_LIMIT else None
 
 
-def at_a_glance_in_chunks(body: bytes) -> tuple[Tokens, float] | None:
-    """Return the same of an answer as it came in chunks.
+def _around_text(body: bytes) -> bytes:
+    """Return an answer without the text of its first message, or most of it: to look through it takes longest.
 
-    They need no removing: where a frame stands inside of JSON, that is none any more. Only a word could be cut by it.
+    A word with both its quotes cannot stand in there, where quotes have a backslash in front.
     """
-    if not body.endswith(OBJECT_END_IN_CHUNKS):
+    start = body.find(TEXT_BEGINS, 0, TEXT_BEGINS_WITHIN) + len(TEXT_BEGINS)
+    if start < len(TEXT_BEGINS):
+        return body
+    return body[:start] + body[body.find(b'"', start) :]
+
+
+def at_a_glance_in_chunks(body: bytes) -> tuple[Tokens, float] | None:
+    """Return the same of an answer as it came in chunks. Those of more than one take a closer look: they may cut words.
+
+    The frame of the only one needs no removing.
+    """
+    if not body.endswith(OBJECT_END_IN_CHUNKS) or body.count(b"\r\n") > LINES_OF_ONE_CHUNK:
         return None
-    is_in_one = body.count(b"\r\n") <= LINES_OF_ONE_CHUNK
-    found = at_a_glance(body[: 1 - len(OBJECT_END_IN_CHUNKS)])
-    return found if is_in_one or found is not NOTHING else None
+    return at_a_glance(body[: 1 - len(OBJECT_END_IN_CHUNKS)])
 
 
 @lru_cache(maxsize=2048)  # short requests, of which there are many, take few different numbers of tokens

@@ -170,10 +170,12 @@ def test_a_glance_and_a_close_look_find_the_same() -> None:
     random_ = random.Random(7)
     values: list[Any] = [0, 5, -1, 2.5, None, "x", True, {}, [1], {"cached_tokens": 2}, 10**30]
     names = ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "prompt_tokens_details"]
+    texts = ["", "a text", '"timings": {}', 'ends with "', "ends with \\", "timings", 'a "metrics"', '\\"usage":{}']
     glances = 0
-    for _ in range(3000):
+    for _ in range(5000):
         counts = {name: random_.choice(values) for name in random_.sample(names, random_.randrange(4))}
         members = [("id", "a}"), ("usage", counts), ("x", {"usage": counts}), ("timings", TIMINGS), ("y", "€\\")]
+        members.append(("message", {"content": random_.choice(texts)}))
         answer = dict(random_.sample(members, random_.randrange(1, 4)))
         separators = random_.choice([(",", ":"), (", ", ": ")])
         body = json.dumps(answer, separators=separators, ensure_ascii=random_.random() < 0.5).encode()
