@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llamaswapd.errors import Error
 from llamaswapd.http import heads
-from llamaswapd.http.link import Link
+from llamaswapd.http.link import Link, Outbox
 from llamaswapd.http.wire import Templates
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Site(Protocol):
     express: Express
     is_draining: bool
     failure: Error | None  # by which everything is being cut
+    outbox: Outbox
 
     def make_handler(self, connection: Connection) -> Handler: ...
 
@@ -82,7 +83,7 @@ class Connection(Link, asyncio.Protocol):
     )  # fmt: skip
 
     def __init__(self, site: Site, loop: asyncio.AbstractEventLoop, *, has_tls: bool) -> None:
-        super().__init__(has_tls=has_tls)
+        super().__init__(site.outbox, has_tls=has_tls)
         self.is_writable = True
         self.on_gone: Callable[[], object] | None = None
         self.has_left = False  # it sends no more
@@ -161,7 +162,7 @@ class Connection(Link, asyncio.Protocol):
 
     def _await_head(self, data: bytes) -> None:
         if self.has_left:
-            self.transport.close()
+            self.hang_up()
         if not self._ahead and self.deadline is not None:
             self.deadline = min(self.deadline, self.now + HEAD_TIMEOUT_S)
         self._ahead = data
@@ -179,7 +180,7 @@ class Connection(Link, asyncio.Protocol):
             self._go_on(now)
         else:
             self.deadline = now + LINGER_S  # a client that reads nothing must not stay for ever
-            self.transport.close()
+            self.hang_up()
 
     def _go_on(self, now: float) -> None:
         """The request at hand has been answered; the next one may have come already."""
@@ -200,7 +201,7 @@ class Connection(Link, asyncio.Protocol):
             ahead, self._ahead = self._ahead, b""
             self._read(ahead)
         elif self.has_left:
-            self.transport.close()
+            self.hang_up()
 
     # ---- aiohttp's part
 
@@ -227,7 +228,7 @@ class Connection(Link, asyncio.Protocol):
             return
         if self._is_aiohttps:
             if self.has_left:
-                self.transport.close()
+                self.hang_up()
             elif self.is_ending:
                 self._end_unless_asked()
         elif self._is_handed:
@@ -287,6 +288,7 @@ class Connection(Link, asyncio.Protocol):
         Whoever waits for a model is taken to have left, as net/http sees it too: nothing else tells of a client that
         has been killed. What is answered at once is answered, to `printf ... | nc` say.
         """
+        self.outbox.send()  # its transport may be closed when this returns
         self.has_left = True
         self._leave()
         if self.failure is not None:  # it has been told; nobody waits for the rest of what it was sending
@@ -335,7 +337,7 @@ class Connection(Link, asyncio.Protocol):
             self.resume_reading()
         else:
             self.deadline = self.now + LINGER_S
-            self.transport.close()
+            self.hang_up()
 
     def cut(self, failure: Error) -> None:
         """End what is going on so that the client can see it, with a failure where an answer has not begun."""
@@ -346,7 +348,7 @@ class Connection(Link, asyncio.Protocol):
         elif self.answering is not None:
             self.answering.cancel()  # the gate knows why
         elif not self._is_busy:
-            self.transport.close()
+            self.hang_up()
 
     def close(self) -> None:
         """Close it, at once where it is idle."""
@@ -355,7 +357,7 @@ class Connection(Link, asyncio.Protocol):
         elif self._handler is not None:
             self._handler.close()
         else:
-            self.transport.close()
+            self.hang_up()
 
     @property
     def is_answering(self) -> bool:
@@ -377,7 +379,7 @@ class Connection(Link, asyncio.Protocol):
             self.deadline = now + (LAST_REQUEST_S if self.is_ending else KEEPALIVE_S)
         else:
             log.debug("Dropped a client that sent no request in time")
-            self.transport.close()
+            self.hang_up()
 
 
 def _may_become_plain(data: bytes) -> bool:

@@ -532,7 +532,7 @@ class Exchange(Relay):
     def time_out(self) -> None:
         """The rest of the body has not come in time."""
         if self._phase is Phase.REST:
-            self.connection.transport.close()
+            self.connection.hang_up()
             return
         self.cut(RequestTimeout(f"no more of the request's body came for {body.READ_TIMEOUT_S:g} s"))
 

@@ -183,7 +183,7 @@ class Relay(Record):
         if connection.is_ending or not self._is_http11:
             self.keep_alive = False
         before, behind = (self.keep_alive and shape.as_usual) or self._rendered(shape)
-        connection.write(b"".join((before, digits, behind, data)))  # first of all: somebody waits for it
+        connection.write(b"".join((before, digits, behind, data)), True)  # first of all: somebody waits for it
         self.answer = shape, digits
         self.first_byte = self.ended = now
         self.heads_bytes += shape.fixed
@@ -306,7 +306,7 @@ class Relay(Record):
         elif isinstance(self.framing, UntilClose) or not self._is_http11:
             _reset_on_close(transport)  # else the end of the connection would look like the end of the answer
         # Not abort(): what was written is to reach the client. One that does not read must not stay for ever.
-        transport.close()
+        self.connection.hang_up()
         asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
 
     def _is_between_chunks(self) -> bool:

@@ -25,6 +25,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from llamaswapd.errors import Error, envelope
 from llamaswapd.http.connection import LAST_REQUEST_S, LOOK_EVERY_S, Connection
 from llamaswapd.http.express import Express
+from llamaswapd.http.link import Outbox
 
 HEADER_LIMIT = 64 * 1024  # bytes of the request line and of each header field
 HEAD_LIMIT = 256 * 1024  # bytes of a whole request head; aiohttp 3.8 takes any number of fields
@@ -240,6 +241,7 @@ class Site:
         self._arriving: WeakSet[Connection] = WeakSet()  # accepted, but TLS is still being negotiated
         self._ended = asyncio.Event()  # a connection, since this was last cleared
         self._loop = asyncio.get_running_loop()
+        self.outbox = Outbox.of_running_loop()
         manager = runner.server
         assert manager is not None
         manager.request_factory = partial(_fit_for_aiohttp, manager.request_factory)
@@ -340,6 +342,7 @@ class Site:
         while self._loop.time() < deadline and any(connection.is_answering for connection in answering):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await self.express.close()
+        self.outbox.send()
         while self.connections:  # the loop tells them in its next turn
             for connection in tuple(self.connections):
                 connection.transport.abort()

@@ -88,7 +88,7 @@ class Streams:
         finally:
             saying.cancel()
         connection.deadline = connection.now + LAST_WORD_S  # for what is still in buffers
-        connection.transport.close()
+        connection.hang_up()
 
 
 async def _end(response: web.StreamResponse, last_word: bytes) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from llamaswapd.http.link import Link
+from llamaswapd.http.link import LOOK_EVERY, MANY, NEVER, Link, Outbox
 
 
 class Transport:
@@ -36,6 +37,9 @@ class Transport:
     def write(self, data: bytes | memoryview) -> None:
         self.held.append(data)
 
+    def close(self) -> None:
+        self.is_closed = True
+
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
@@ -46,8 +50,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def linked(ours: socket.socket, *, has_tls: bool = False) -> tuple[Link, Transport]:
-    link, transport = Link(has_tls=has_tls), Transport(ours)
+def linked(ours: socket.socket, *, has_tls: bool = False, outbox: Outbox | None = None) -> tuple[Link, Transport]:
+    link, transport = Link(outbox or Outbox(NEVER), has_tls=has_tls), Transport(ours)
     link.connection_made(transport)  # type: ignore[arg-type]
     return link, transport
 
@@ -115,3 +119,81 @@ def test_a_broken_socket_is_the_transports_business(pair: tuple[socket.socket, s
     pair[1].close()
     link.write(b"lost")
     assert transport.waiting == b"lost"
+
+
+class TestManyThatWriteInOneTurnOfTheLoop:
+    @pytest.fixture
+    async def outbox(self) -> Outbox:
+        """One that keeps the next write that can wait, to see how many follow."""
+        return Outbox(at_once=1)
+
+    @pytest.fixture
+    def link(self, pair: tuple[socket.socket, socket.socket], outbox: Outbox) -> Link:
+        return linked(pair[0], outbox=outbox)[0]
+
+    @pytest.fixture
+    def sent(self, pair: tuple[socket.socket, socket.socket]) -> Callable[[], bytes]:
+        """Return what has been sent since the last call."""
+
+        def sent() -> bytes:
+            with contextlib.suppress(BlockingIOError):
+                return pair[1].recv(1000)
+            return b""
+
+        return sent
+
+    async def test_are_sent_together_when_it_ends_in_their_order(self, link: Link, sent: Callable[[], bytes]) -> None:
+        for number in range(MANY):
+            link.write(b"%d" % number, True)
+        assert sent() == b""
+        await asyncio.sleep(0)
+        assert sent() == b"0123"
+
+    async def test_are_kept_in_the_next_one_too_until_they_are_few(self, link: Link, sent: Callable[[], bytes]) -> None:
+        for count in (MANY, MANY - 1):
+            for _ in range(count):
+                link.write(b".", True)
+            assert sent() == b""
+            await asyncio.sleep(0)
+            assert sent() == b"." * count
+        for _ in range(LOOK_EVERY - 1):
+            link.write(b".", True)
+            assert sent() == b"."
+        link.write(b".", True)  # to see whether they are many by now
+        assert sent() == b""
+        await asyncio.sleep(0)
+        assert sent() == b"."
+
+    async def test_are_not_overtaken_by_what_cannot_wait(self, link: Link, sent: Callable[[], bytes]) -> None:
+        link.write(b"head", True)
+        link.write(b"token")
+        assert sent() == b"headtoken"
+
+    async def test_are_sent_before_their_connection_is_closed(self, link: Link, sent: Callable[[], bytes]) -> None:
+        link.write(b"the end", True)
+        link.hang_up()
+        assert (sent(), link.transport.is_closing()) == (b"the end", True)
+
+    async def test_are_sent_before_others_write_as_well_and_not_kept_then(
+        self, link: Link, sent: Callable[[], bytes]
+    ) -> None:
+        link.write(b"1", True)
+        link.share(True)
+        assert sent() == b"1"
+        link.write(b"2", True)
+        assert sent() == b"2"
+
+    async def test_do_not_lose_theirs_by_the_fault_of_one(
+        self, outbox: Outbox, link: Link, sent: Callable[[], bytes]
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            odd, transport = linked(ours, has_tls=True, outbox=outbox)
+            transport.held = None  # type: ignore[assignment]
+            odd.write(b"1", True)
+            link.write(b"2", True)
+            outbox.send()
+        assert sent() == b"2"
+
+    async def test_are_those_of_one_loop(self) -> None:
+        assert Outbox.of_running_loop() is Outbox.of_running_loop()

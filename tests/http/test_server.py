@@ -242,6 +242,19 @@ async def test_a_client_that_closes_its_sending_side_is_answered_and_that_is_the
         assert (await client.reader.read()).endswith(b"OK")
 
 
+async def test_a_client_that_closes_its_sending_side_gets_what_was_to_be_sent_with_other_answers() -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        client = await it.connect()
+        client.writer.write(chat())
+        await client.answer()
+        (connection,) = it.front._site.connections  # type: ignore[union-attr]
+        connection.outbox.at_once = 1
+        connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True)
+        assert not connection.eof_received()
+        connection.transport.close()  # as the loop does then
+        assert (await client.answer()).status == 200
+
+
 @pytest.mark.parametrize("is_ready", [True, False])
 async def test_a_client_that_closes_its_sending_side_does_not_wait_for_a_model(is_ready: bool) -> None:
     async def think(call: Call) -> None:
