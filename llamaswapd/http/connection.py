@@ -189,6 +189,8 @@ class Connection(Link, asyncio.Protocol):
             return
         self.deadline = now + KEEPALIVE_S
         self._is_fresh = False
+        if self._ahead:
+            self.outbox.send()  # it may be that the client does not read what it has asked for
         if self.is_ending and not (self._ahead and self.is_writable):
             self._end_unless_asked()
             return

@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 class Outbox:
     """What the links of one loop write in this turn of it, if they are many. Each link's bytes stay in their order."""
 
-    __slots__ = ("__weakref__", "at_once", "kept")
+    __slots__ = ("__weakref__", "_sent", "at_once", "kept")
 
     def __init__(self, at_once: int = LOOK_EVERY) -> None:
         self.at_once = at_once  # so many writes, less one, are sent at once; then one is kept, to see how many follow
         self.kept: list[tuple[Link, bytes | bytearray]] = []
+        self._sent = 0  # that were kept in this turn
 
     @classmethod
     def of_running_loop(cls) -> Outbox:
@@ -47,18 +48,22 @@ class Outbox:
     def keep(self, link: Link, data: bytes | bytearray) -> None:
         """Keep what is the first of this turn of the loop."""
         self.kept.append((link, data))
-        asyncio.get_running_loop().call_soon(self.send)
+        asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self.send()
+        were_many = self._sent - self.at_once >= MANY  # what came behind a `send` was sent at once, and counted there
+        self.at_once, self._sent = 1 if were_many else LOOK_EVERY, 0
 
     def send(self) -> None:
-        """Send what is kept."""
+        """Send what is kept, as somebody cannot wait, or the turn ends."""
         kept, self.kept = self.kept, []
-        self.at_once = NEVER
+        self._sent += len(kept)
         for link, data in kept:
             try:
                 link.write(data)
             except Exception:  # of a transport: the others must not lose theirs
                 log.exception("unexpected error while sending")
-        self.at_once = 1 if len(kept) >= MANY else LOOK_EVERY
 
 
 _outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()

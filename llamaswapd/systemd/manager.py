@@ -339,7 +339,8 @@ class Manager:
             try:
                 return await self._connect()
             except ManagerUnavailable as error:
-                if not _is_away(error.__cause__) or asyncio.get_running_loop().time() > deadline:
+                is_late = asyncio.get_running_loop().time() > deadline
+                if is_late or not _is_away(error.__cause__) or not self._is_alive():
                     raise
             await asyncio.sleep(FIRST_RETRY_S)
 

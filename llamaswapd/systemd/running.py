@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # in a GPU driver for example, takes longer than milliseconds.
 KILL_TIMEOUT_S = 10.0
 
-# How long a start may take to be ordered. The bus gives a launcher that it has started 25 s, and is asked twice.
+# At least so long may it take to order a start. The bus gives a launcher that it has started 25 s, and is asked twice.
 TAKEN_WITHIN_S = 60.0
 
 Order = Callable[[Watch, Callable[[], None]], Awaitable[str]]  # has the unit started; says when systemd has been told
@@ -114,7 +114,7 @@ class RunningUnit:
         await self._attach_within(timeout_s)
         now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(TAKEN_WITHIN_S) as limit:
+            async with asyncio.timeout(max(TAKEN_WITHIN_S, timeout_s)) as limit:
                 outcome = await order(self._watch, lambda: limit.reschedule(now() + timeout_s))
                 if outcome == "done":
                     # Until here the signals spoke of the past too: the first ones of a start still say inactive. The

@@ -164,6 +164,20 @@ class TestManyThatWriteInOneTurnOfTheLoop:
         await asyncio.sleep(0)
         assert sent() == b"."
 
+    async def test_are_many_although_some_could_not_wait(self, link: Link, sent: Callable[[], bytes]) -> None:
+        link.write(b"1", True)
+        link.write(b"token")
+        for number in range(MANY - 1):
+            link.write(b"%d" % number, True)
+        assert sent() == b"1token012"
+        await asyncio.sleep(0)
+        link.share(True)  # which sends what is kept: nothing
+        link.share(False)
+        link.write(b"1", True)
+        assert sent() == b""
+        await asyncio.sleep(0)
+        assert sent() == b"1"
+
     async def test_are_not_overtaken_by_what_cannot_wait(self, link: Link, sent: Callable[[], bytes]) -> None:
         link.write(b"head", True)
         link.write(b"token")

@@ -9,7 +9,7 @@ import pytest
 from fake_model import OK, Call, chat, fixed, house_of, until
 
 from llamaswapd.http import connection as connection_module
-from llamaswapd.http import heads
+from llamaswapd.http import heads, link
 from llamaswapd.http import server as server_module
 from llamaswapd.http.connection import AHEAD_LIMIT
 
@@ -253,6 +253,24 @@ async def test_a_client_that_closes_its_sending_side_gets_what_was_to_be_sent_wi
         assert not connection.eof_received()
         connection.transport.close()  # as the loop does then
         assert (await client.answer()).status == 200
+
+
+LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n" + bytes(50_000)
+
+
+async def test_a_client_that_asks_and_asks_and_reads_nothing_holds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "LOOK_EVERY", 1)
+    monkeypatch.setattr(link, "MANY", 0)  # every answer is kept until the loop's turn ends
+    async with house_of(fixed(LONG)) as (it, _):
+        client = await it.connect()
+        (connection,) = it.front._site.connections  # type: ignore[union-attr]
+        connection.outbox.at_once = 1
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(chat() * 1000)
+        await until(lambda: not connection.is_writable)
+        assert (connection.is_paused, it.engine.leases) == (True, 0)
+        assert connection.deadline is not None
+        client.writer.transport.abort()
 
 
 @pytest.mark.parametrize("is_ready", [True, False])

@@ -310,6 +310,11 @@ async def test_a_bus_without_systemd_is_no_manager(bus: Bus) -> None:
         await Manager.connect("private", bus.address, back_within_s=0.1)
 
 
+async def test_a_manager_that_is_dead_before_we_connect_is_not_waited_for(bus: Bus) -> None:
+    with pytest.raises(ManagerUnavailable, match="no systemd answers on the bus"):
+        await Manager.connect("private", bus.address, lambda: False, back_within_s=float("inf"))
+
+
 async def test_a_systemd_that_leaves_while_we_connect_is_waited_for(bus: Bus, systemd: StandIn) -> None:
     """As it does to execute itself anew. A launcher that did not wait would end; the bus would not start another."""
     systemd.never_answers.add("Subscribe")
