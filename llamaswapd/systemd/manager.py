@@ -78,7 +78,10 @@ class Manager:
         self._end: BusLost | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._watches: set[Watch] = set()
-        self._references: set[Watch] = set()  # by which units are kept from being collected; systemd counts them
+        # Those whose units are to be kept from being collected, and those of them for which the connection at hand has
+        # said so by RefUnit: systemd counts, and what is taken twice and given back once is never collected.
+        self._references: set[Watch] = set()
+        self._taken: set[Watch] = set()
         self._is_settled = False  # a unit that is said to be removed is
         self._looking: asyncio.Task[None] | None = None
         self._systemd_left = False
@@ -125,6 +128,8 @@ class Manager:
         try:
             (path,) = await self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
         except Refused:
+            if watch in self._taken:  # by a connection made meanwhile, which found a unit, perhaps another's
+                self.unref_unit(watch.unit)
             self._references.discard(watch)
             raise
         self._references.add(watch)  # again: a connection made meanwhile found nothing to refer to
@@ -183,6 +188,7 @@ class Manager:
         """UnrefUnit: what the unit came to is known, it may be collected. Does not wait for it."""
         for watch in [watch for watch in self._references if watch.unit == unit]:
             self._references.discard(watch)
+            self._taken.discard(watch)
             self._bus.post(_call("UnrefUnit", "s", unit))
 
     async def list_units(self, pattern: str) -> list[str]:
@@ -225,6 +231,7 @@ class Manager:
     def _unwatch(self, watch: Watch) -> None:
         self._watches.discard(watch)
         self._references.discard(watch)
+        self._taken.discard(watch)
         self._bus.post(_bus_call("RemoveMatch", _properties_changed(watch.path)))
 
     def _received(self, member: str, path: str, body: list[Any]) -> None:
@@ -273,9 +280,15 @@ class Manager:
                 log.warning("cannot see what became of %s: %s", watch.unit, error)
 
     async def _ref(self, bus: Bus, watch: Watch) -> None:
+        if watch not in self._references or watch in self._taken:  # given back, or taken while a connection was made
+            return
+        self._taken.add(watch)
         try:
             await bus.call(_call("RefUnit", "s", watch.unit))
         except Refused as error:
+            self._taken.discard(watch)
+            if _is_away(error):
+                raise
             # It has gone, or we are not allowed to: signals tell of its end, too.
             log.debug("no reference to %s: %s", watch.unit, error)
             self._references.discard(watch)
@@ -381,6 +394,7 @@ class Manager:
             await bus.call(_add_match(f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='{member}'"))
         for watch in list(self._watches):
             await bus.call(_add_match(_properties_changed(watch.path)))
+        self._taken.clear()
         for watch in list(self._references):
             await self._ref(bus, watch)
         # Without a subscriber systemd sends no signals. What came before the answer may have been said to others, in

@@ -13,7 +13,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class StandIn:
         self.calls: asyncio.Queue[tuple[str, list[Any]]] = asyncio.Queue()
         self.answers: dict[str, list[tuple[str, str, list[Any]]] | None] = {}
         self.never_answers: set[str] = set()  # methods
+        self.when_called: dict[str, Callable[[Any], object]] = {}  # by method, gets its first argument; once
         self.errors: dict[str, list[str]] = {}  # with which its next calls are answered, by method
         self.properties: dict[str, Any] = {}  # of the one unit; none: there is no unit
         self.behind: list[tuple[str, str, list[Any]]] = []  # signals sent right behind the properties
@@ -124,6 +125,8 @@ class StandIn:
         if message.message_type is not dbus.MessageType.METHOD_CALL:
             return None
         self.calls.put_nowait((message.member, message.body))
+        if act := self.when_called.pop(message.member, None):
+            act(message.body[0])
         if message.member in self.never_answers:
             return True  # handled
         if errors := self.errors.get(message.member):
@@ -159,6 +162,14 @@ class StandIn:
                 body=body,
             )
         )
+
+
+def references(systemd: StandIn) -> int:
+    """Return how many more were taken than given back by the calls that have come, and were not looked at yet."""
+    count = 0
+    while not systemd.calls.empty():
+        count += {"RefUnit": 1, "UnrefUnit": -1}.get(systemd.calls.get_nowait()[0], 0)
+    return count
 
 
 JOB_DONE = ("JobRemoved", "uoss", [7, JOB, UNIT, "done"])
@@ -449,6 +460,45 @@ class TestAfterTheBusOrSystemdWasAway:
         assert await systemd.called("RefUnit") == [UNIT]
         while not systemd.calls.empty():
             assert systemd.calls.get_nowait()[0] != "RefUnit"
+
+    async def test_a_reference_is_taken_once_however_often_it_is_asked_for(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        systemd.never_answers.add("RefUnit")
+        referring = asyncio.ensure_future(manager.ref_unit(await watch(manager)))
+        await systemd.called("RefUnit")
+        systemd.never_answers.clear()
+        await absence.pass_by()
+        await referring
+        assert references(systemd) == 1
+
+    async def test_a_reference_that_is_given_back_while_others_are_taken_again_is_not_taken(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        ours = [await manager.watch(f"{name}.service", PATH, lambda properties: None) for name in "abc"]
+        for each in ours:
+            await manager.ref_unit(each)
+        await absence.begin()
+        systemd.calls = asyncio.Queue()
+        systemd.when_called["RefUnit"] = lambda first: [
+            manager.unref_unit(each.unit) for each in ours if each.unit != first
+        ]
+        await absence.end()
+        taken = [systemd.calls.get_nowait()[0] for _ in range(systemd.calls.qsize())].count("RefUnit")
+        assert taken == 1
+
+    async def test_a_start_that_is_refused_after_all_leaves_no_reference(
+        self, manager: Manager, systemd: StandIn, absence: Absence
+    ) -> None:
+        """It was begun by the order that was not answered, so there is the unit."""
+        call = asyncio.ensure_future(manager.start_transient_unit(await watch(manager), []))
+        await systemd.called("StartTransientUnit")
+        systemd.errors["StartTransientUnit"] = [module.UNIT_EXISTS]
+        await absence.pass_by()
+        with pytest.raises(Refused, match="UnitExists"):
+            await call
+        await manager.thaw_unit(UNIT)
+        assert references(systemd) == 0
 
     async def test_a_unit_that_is_gone_is_known_to_be(
         self, manager: Manager, systemd: StandIn, absence: Absence
