@@ -3,10 +3,11 @@
 Both sides of the relay are links, the client's and the model's. What is saved here is counted in microseconds, but for
 every request and every token.
 
-To send something wakes whoever waits for it, on another core. Where one is woken again and again, as a model's server
-is by many requests, that costs more than what is sent. So as soon as many write in one turn of the loop, what they
-write is kept until its end, and sent in one go: who is woken by the first finds the others, too. (With 128 connections
-that is a tenth of all CPU time.) For few it would be late, and the turn's end is not to be had for nothing.
+To send something wakes whoever waits for it, on another core. Where a few programs wait for many answers, each is woken
+again and again, and that costs more than what is sent. So as soon as many answers are written in one turn of the loop,
+they are kept until its end, and sent in one go: who is woken by the first finds the others, too. (With 128 connections
+that is a tenth of all CPU time.) For few it would be late, and the turn's end is not to be had for nothing. Requests
+are sent at once, as a model has more to do than whoever reads its answer, and tokens, as they would come in bursts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """What the links of one loop write in this turn of it, if they are many. Each link's bytes stay in their order."""
+    """What clients are sent in this turn of the loop, if that is much. Each link's bytes stay in their order."""
 
     __slots__ = ("__weakref__", "_sent", "at_once", "kept")
 
@@ -67,7 +68,7 @@ class Outbox:
 
 
 _outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()
-_keeps_nothing = Outbox(NEVER)  # for links whose transport others write to as well
+_keeps_nothing = Outbox(NEVER)  # for links to models, and those whose transport others write to as well
 
 
 class Link(asyncio.BaseProtocol):
@@ -77,7 +78,7 @@ class Link(asyncio.BaseProtocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, outbox: Outbox, *, has_tls: bool) -> None:
+    def __init__(self, outbox: Outbox = _keeps_nothing, *, has_tls: bool) -> None:
         self.has_tls = has_tls  # what is written is not what is sent then
         self.is_shared = False  # others write to the transport as well
         self.outbox = self._outbox = outbox

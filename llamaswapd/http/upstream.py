@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
-from llamaswapd.http.link import Link, Outbox
+from llamaswapd.http.link import Link
 from llamaswapd.http.tunnel import by_way_of, tunnel
 from llamaswapd.http.wire import (
     HEAD_LIMIT,
@@ -117,7 +117,7 @@ class Upstream(Link, asyncio.BufferedProtocol):
     )  # fmt: skip
 
     def __init__(self, pool: OriginPool) -> None:
-        super().__init__(pool.outbox, has_tls=pool.origin.tls)
+        super().__init__(has_tls=pool.origin.tls)
         self.pool = pool
         self.idle_since = 0.0
         self.awaiting_since: float | None = None  # since when the head of an answer is awaited
@@ -163,7 +163,7 @@ class Upstream(Link, asyncio.BufferedProtocol):
         self.awaiting_since = now
         if self.pool.relief is None:
             self.pool.relieve_later()
-        self.write(data, True)
+        self.write(data)
 
     def end_request(self) -> None:
         """All of the request has been written: from now on the server is waited for, and not the client."""
@@ -367,7 +367,6 @@ class OriginPool:
         self.by_way = by_way_of(origin)
         self._timeouts = timeouts
         self.loop = asyncio.get_running_loop()  # asking is a system call before Python 3.12
-        self.outbox = Outbox.of_running_loop()
         self.last_shape: Shape | None = None  # of its last answer; the next one is alike
         self.relief: asyncio.TimerHandle | None = None
         self._all: set[Upstream] = set()
