@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 DISCARD_BYTES = 64 * 1024  # read at once of what nobody wants
 DISCARD_READS = 64  # before the other side is taken to send without end
 
-
 MANY = 4  # writes in one turn of the loop, from which on they are sent together
 LOOK_EVERY = 64  # writes that are sent at once before the next look whether there are many
 NEVER = 2**40

@@ -108,8 +108,8 @@ class RunningUnit:
         That time begins when the order is taken: whoever has to take it may have to be started first.
 
         Unless the result is `done`, and when cancelled, the unit is gone again afterwards; if cancelled while `is_left`
-        says so, it stays as it is. Raises Refused, what else `order` does, and BusLost when the bus is away for
-        `timeout_s`.
+        says so, it stays as it is. Raises Refused, what else `order` does, and BusLost when there is no bus to
+        order it by for `timeout_s`.
         """
         await self._attach_within(timeout_s)
         now = asyncio.get_running_loop().time

@@ -332,12 +332,17 @@ async def test_a_systemd_that_leaves_while_we_connect_is_waited_for(bus: Bus, sy
     connecting = asyncio.create_task(Manager.connect("private", bus.address))
     await systemd.called("Subscribe")
     await systemd.leave()
-    back = StandIn(bus.address)
-    await back.join()
+    await joined_by_systemd(bus, connecting)
+
+
+async def joined_by_systemd(bus: Bus, connecting: asyncio.Task[Manager]) -> None:
+    """Have one join the bus, and see that who is connecting finds it."""
+    stand_in = StandIn(bus.address)
+    await stand_in.join()
     manager = await connecting
     await manager.thaw_unit(UNIT)
     await manager.close()
-    await back.leave()
+    await stand_in.leave()
 
 
 def is_connected() -> bool:
@@ -353,13 +358,7 @@ async def connecting_to_a_bus_without_systemd(bus: Bus) -> asyncio.Task[Manager]
 
 
 async def test_a_systemd_that_joins_the_bus_after_us_is_waited_for(bus: Bus) -> None:
-    connecting = await connecting_to_a_bus_without_systemd(bus)
-    stand_in = StandIn(bus.address)
-    await stand_in.join()
-    manager = await connecting
-    await manager.thaw_unit(UNIT)
-    await manager.close()
-    await stand_in.leave()
+    await joined_by_systemd(bus, await connecting_to_a_bus_without_systemd(bus))
 
 
 async def test_a_connection_that_is_given_up_is_closed(bus: Bus) -> None:
