@@ -61,13 +61,13 @@ GUESSES = 16  # how many ends of lists are tried
 QUICK_MEMBERS = 256  # how many members are read behind all of them: what is not found soon is not found quickly
 
 
-def first_model(text: bytes | bytearray) -> str | None:
+def first_model(text: bytes) -> str | None:
     """Return the model if a text that may go on begins with it; None says nothing."""
     match = MODEL_FIRST.match(text)
     return match and match[1].decode("utf-8", "replace")
 
 
-def quick_model(text: bytes | bytearray) -> str | None:
+def quick_model(text: bytes) -> str | None:
     """Return the first top-level `model` of a whole text if it is found without a look at every byte.
 
     None says nothing; what is returned for valid JSON is what the scanner would find. Clients put the model behind
@@ -103,7 +103,7 @@ def quick_model(text: bytes | bytearray) -> str | None:
     return None
 
 
-def _next_member(text: bytes | bytearray, at: int) -> int:
+def _next_member(text: bytes, at: int) -> int:
     """Return where a member of an object begins that follows a list; -1 if that is nowhere."""
     for _ in range(1000):  # finding single bytes is many times faster than matching, unless there are many
         at = text.find(b"]", at)
@@ -116,7 +116,7 @@ def _next_member(text: bytes | bytearray, at: int) -> int:
     return match.end() if match else -1
 
 
-def _model_until_end(text: bytes | bytearray, at: int, most: int) -> tuple[bool | None, str | None, int]:
+def _model_until_end(text: bytes, at: int, most: int) -> tuple[bool | None, str | None, int]:
     """Read members, `most` of them and not much text.
 
     Return whether their object ends with the text (None: that cannot be told), the first model, and what is left of
@@ -411,7 +411,7 @@ def _string_end(text: bytes, at: int) -> int:
     return end if text.find(b"\\", at, end) < 0 else _end(STRING_REST, text, at)
 
 
-def _end(pattern: re.Pattern[bytes], text: bytes | bytearray, at: int) -> int:
+def _end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:
     match = pattern.match(text, at)
     assert match is not None  # every pattern here matches the empty text
     return match.end()

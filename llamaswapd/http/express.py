@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 HOLD_LIMIT = 8 * 1024 * 1024  # bytes of one body that are held until its model is known
 BEGINNING_BYTES = 8 * 1024  # of a body that comes in pieces, looked at for a first member `model`
+PIECE_BYTES = 4096  # from which on a piece is kept by itself, until the body is put together
 EDIT_LIMIT = 64 * 1024  # bytes of JSON that are changed, or read from end to end, while everybody else waits
 WRITE_AT_ONCE = 256 * 1024  # bytes of a body that is sent together with the head, and kept until the answer comes
 HAND_OVER_S = 0.05  # more than aiohttp takes to begin with a request that it has been handed
@@ -167,8 +168,8 @@ class Exchange(Relay):
     """One request on the express way, from its head to the end of its answer."""
 
     __slots__ = (
-        "_digits", "_express", "_form", "_left", "_length", "_phase", "_prefix", "_route", "_shape", "_start", "_task",
-        "_text",
+        "_digits", "_express", "_form", "_left", "_length", "_phase", "_pieces", "_prefix", "_route", "_shape",
+        "_start", "_task", "_text",
     )  # fmt: skip
 
     method = "POST"
@@ -206,9 +207,10 @@ class Exchange(Relay):
         self.response = b""
         self.error = self.type_of_error = ""
         self._phase = MODEL
-        # What has come of the body; nothing once it has been passed on without being held. Grows where it is, as a
-        # bytearray, if more has to be awaited.
-        self._text: bytes | bytearray = data[start:]
+        # What has come of the body; nothing once it has been passed on without being held. If more has to be awaited it
+        # is in `_pieces`, since to put them together once costs less than to let a text grow.
+        self._text = data[start:]
+        self._pieces: list[bytes | bytearray] | None = None
         self._length = length
         self._left = length + start - len(data)  # bytes of the body that have not come
         if route.boundary is not None:
@@ -247,16 +249,13 @@ class Exchange(Relay):
         self._left -= len(data)
         match self._phase:
             case Phase.MODEL:
-                if self._text:
-                    self._text += data
-                else:  # the head came alone, and this is the first piece
-                    self._text = data
+                self._hold(data)
                 if self._form is not None:
                     self._form.feed(data)
                 if not self.go_on(self.connection.now):
                     self._hand_over()
             case Phase.SERVER:
-                self._text += data
+                self._hold(data)
             case Phase.ANSWER if self._upstream is not None:
                 self._upstream.write(data)
                 if self.request_kept is not None:
@@ -269,13 +268,13 @@ class Exchange(Relay):
 
     def go_on(self, now: float) -> bool:
         """Go as far as what has come allows; False if the request is not for us. Then nothing has happened."""
-        text = self._text
         if self._form is not None:
             name = self._form.name
         elif not self._left:
+            text = self._text if self._pieces is None else self._held()
             name = jsontext.quick_model(text) or _scanned_model(text)
-        elif isinstance(text, bytes) or len(text) <= BEGINNING_BYTES:  # the first piece, or a short one
-            name = jsontext.first_model(text)
+        elif self._pieces is None or self._length - self._left <= BEGINNING_BYTES:  # the first piece, or short ones
+            name = jsontext.first_model(self._held())
         else:
             name = None
         if not name:
@@ -288,18 +287,33 @@ class Exchange(Relay):
                 return False
             if self._left:
                 return self._await_body()
-            return self._ask_for(to, now, to.edit.apply(bytes(text)))
+            return self._ask_for(to, now, to.edit.apply(self._held()))
         return self._ask_for(to, now)
 
     def _await_body(self) -> bool:
-        self._hold()
         self.connection.deadline = self.connection.now + body.READ_TIMEOUT_S
         return True
 
-    def _hold(self) -> None:
-        """Prepare for more of the body."""
-        if isinstance(self._text, bytes):
-            self._text = bytearray(self._text)
+    def _hold(self, data: bytes) -> None:
+        """Keep a piece of the body until it can be sent."""
+        pieces = self._pieces
+        if pieces is None:
+            if not self._text:  # the head came alone
+                self._text = data
+                return
+            self._pieces = pieces = [self._text]
+        if len(data) >= PIECE_BYTES:
+            pieces.append(data)
+        elif isinstance(last := pieces[-1], bytearray):  # a body that comes byte by byte is not kept so
+            last += data
+        else:
+            pieces.append(bytearray(data))
+
+    def _held(self) -> bytes:
+        """Return what has been kept of the body."""
+        if self._pieces is not None:
+            self._text, self._pieces = b"".join(self._pieces), None
+        return self._text
 
     # ---- the model
 
@@ -321,7 +335,6 @@ class Exchange(Relay):
             self._phase = Phase.SERVER
             self._do(partial(self._connect, to.pool, unedited, is_first=True))
             if self._left:
-                self._hold()
                 connection.pause_reading()
         # The model's server is at work by now. Nothing of this is needed before its answer comes.
         self.model_id = to.model_id
@@ -331,7 +344,7 @@ class Exchange(Relay):
         connection.deadline = None
         return True
 
-    async def _connect(self, pool: OriginPool, unedited: bytes | bytearray | None = None, *, is_first: bool) -> None:
+    async def _connect(self, pool: OriginPool, unedited: bytes | None = None, *, is_first: bool) -> None:
         try:
             upstream = await pool.connect()
         except UpstreamError as error:
@@ -353,9 +366,7 @@ class Exchange(Relay):
 
     def _send_whole(self, upstream: Upstream, now: float) -> None:
         self._phase = ANSWER
-        route, text, digits = self._route, self._text, self._digits
-        if not isinstance(text, bytes):
-            self._text = text = bytes(text)
+        route, text, digits = self._route, self._text if self._pieces is None else self._held(), self._digits
         if len(text) != self._length:  # it has been edited
             digits = b"%d" % len(text)
         self._upstream = upstream
@@ -368,7 +379,7 @@ class Exchange(Relay):
 
     def _send_in_pieces(self, upstream: Upstream) -> None:
         self._phase = ANSWER
-        route, text, budget = self._route, self._text, self._express.recorder.budget
+        route, text, budget = self._route, self._held(), self._express.recorder.budget
         if route.keeps_request and budget.has_room_for(self._length):
             self.request_kept = KeptRequest(budget)
             self.request_kept.add(text)  # as it is: nothing more is added to it
@@ -495,7 +506,7 @@ class Exchange(Relay):
                 express.recorder.end(self, error)
             self.lease = None
         if status:
-            self._text = b""
+            self._text, self._pieces = b"", None
             self._form = None  # it holds on to what it has read
             express.traffic.end(self)
 
@@ -506,7 +517,7 @@ class Exchange(Relay):
         asyncio.get_running_loop().call_later(HAND_OVER_S, self._express.traffic.end)
         self._phase = Phase.NOTHING
         head = self._shape.head(self._digits)
-        self.connection.hand_over(head + self._text, len(head) + self._length)
+        self.connection.hand_over(head + self._held(), len(head) + self._length)
 
     def give_up(self) -> None:
         """The client has left."""
@@ -547,9 +558,9 @@ class Exchange(Relay):
         self._fail(error)
 
 
-def _scanned_model(text: bytes | bytearray) -> str | None:
+def _scanned_model(text: bytes) -> str | None:
     if len(text) > EDIT_LIMIT:
         return None
     scanner = jsontext.Scanner()
-    scanner.feed(bytes(text))
+    scanner.feed(text)
     return scanner.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -313,6 +314,24 @@ async def test_a_large_body_arrives_as_it_was_sent(size: int, model_last: bool) 
             client.writer.write(request(body))
             assert await answer_of(client) == OK
         assert [call.body == body for call in server.calls] == [True, True]
+
+
+async def test_a_body_in_pieces_of_any_size_is_held_in_its_length_and_sent_whole() -> None:
+    body = b'{"pad":"' + bytes(97 + n % 26 for n in range(200_000)) + b'","model":"m"}'
+    async with house_of(fixed(OK)) as (it, server):
+        client = await it.connect()
+        (connection,) = it.front._site.connections  # type: ignore[union-attr]
+        client.writer.write(request(body)[: -len(body)])
+        await until(lambda: connection._exchange is not None)
+        at = 0
+        for size in (*[1] * 50_000, 10_000, 1, 5000, 5000, *[7] * 10_000):
+            connection.data_received(body[at : at + size])
+            at += size
+        pieces = connection._exchange._pieces
+        assert sum(map(sys.getsizeof, pieces)) < at * 1.25
+        connection.data_received(body[at:])
+        assert await answer_of(client) == OK
+    assert [call.body for call in server.calls] == [body]
 
 
 async def test_an_answer_may_come_before_the_body_has_and_the_connection_goes_on(ways: Ways) -> None:
