@@ -33,7 +33,7 @@ LONG_BYTES = 64 * 1024  # of an answer that is read in another thread
 LONG_WAITING_BYTES = 64 * 1024 * 1024  # of such answers; of what comes beyond, only the ends are kept
 STREAM_ENDS_BYTES = 8 * 1024
 ENDS_BYTES = 16 * 1024
-COMPRESSION_SHARE = 5  # at most every so many seconds, one is spent on compressing captures
+COMPRESSION_SHARE = 20  # at most every so many seconds, one is spent on compressing captures: tokens come first
 
 _tuple = tuple.__new__  # a third of what it costs to call a named tuple's class
 
