@@ -12,6 +12,7 @@ from llamaswapd.activity.record import SUCCESS, Record
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 MODELS_LIMIT = 1000  # clients can ask for names that nobody has configured
+NAME_LIMIT = 256  # characters; each name stands in some sixty lines of what Prometheus reads
 OTHERS = "other"
 
 
@@ -85,10 +86,10 @@ class ModelCounts:
 
 
 class Counts(dict[str, ModelCounts]):
-    """By model id. The models beyond the first thousand are one, called `other`."""
+    """By model id. The models beyond the first thousand, and those with very long names, are one, called `other`."""
 
     def __missing__(self, model_id: str) -> ModelCounts:
-        if len(self) >= MODELS_LIMIT:
+        if len(self) >= MODELS_LIMIT or len(model_id) > NAME_LIMIT:
             return self.setdefault(OTHERS, ModelCounts())
         made = self[model_id] = ModelCounts()
         return made

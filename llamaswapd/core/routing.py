@@ -89,6 +89,8 @@ class ModelReader:
         """Return the name, when the body has ended or no more of it is needed; raises NoModel."""
         if not self.name:
             raise NoModel(self.missing)
+        if len(self.name) > jsontext.TEXT_LIMIT_BYTES:
+            raise NoModel("the name is too long")
         return self.name
 
 

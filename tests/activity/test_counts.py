@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llamaswapd.activity.counts import BOUNDS_S, MODELS_LIMIT, OTHERS, Counts, Histogram, ModelCounts
+from llamaswapd.activity.counts import BOUNDS_S, MODELS_LIMIT, NAME_LIMIT, OTHERS, Counts, Histogram, ModelCounts
 
 
 def test_a_time_is_counted_in_the_first_class_that_holds_it() -> None:
@@ -29,3 +29,12 @@ def test_names_without_end_become_one() -> None:
     assert len(counts) == MODELS_LIMIT + 1
     assert counts[OTHERS].requests == {404: 10}
     assert counts["m5"].requests == {404: 1}
+
+
+def test_names_that_are_very_long_are_counted_as_one() -> None:
+    counts = Counts()
+    for letter in "ab":
+        counts[letter * NAME_LIMIT].add(404, 1.0, None, None)
+        counts[letter * (NAME_LIMIT + 1)].add(404, 1.0, None, None)
+    assert set(counts) == {"a" * NAME_LIMIT, "b" * NAME_LIMIT, OTHERS}
+    assert counts[OTHERS].requests == {404: 2}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamaswapd.config.schema import Config, ModelConfig, Peer
+from llamaswapd.core.jsontext import TEXT_LIMIT_BYTES
 from llamaswapd.core.routing import (
     FORM_LIMIT_BYTES,
     MODEL_ROUTES,
@@ -23,6 +24,7 @@ from llamaswapd.errors import ModelNotFound, NoModel
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=B"
+LONG_NAME = "a" * (TEXT_LIMIT_BYTES + 1)
 
 
 def form(name: str, value: str) -> bytes:
@@ -75,6 +77,10 @@ def test_name_is_read_from(method: str, content_type: str, query: str, body: byt
         ("POST", "multipart/form-data", "", form("model", "a"), "has no boundary"),
         ("POST", FORM, "", b'{"model":"a"}', "JSON needs application/json"),
         ("POST", "", "", b"", "JSON needs application/json"),
+        ("GET", "", f"model={LONG_NAME}", b"", "the name is too long"),
+        ("POST", FORM, "", f"model={LONG_NAME}".encode(), "the name is too long"),
+        ("POST", MULTIPART, f"model={LONG_NAME}", form("file", "a"), "the name is too long"),
+        ("POST", "application/json", "", f'{{"model":"{LONG_NAME}"}}'.encode(), "the JSON body has no model"),
     ],
 )
 def test_without_a_name_the_reason_is_given(method: str, content_type: str, query: str, body: bytes, why: str) -> None:
