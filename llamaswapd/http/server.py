@@ -47,7 +47,7 @@ class Listener(NamedTuple):
 class Handler(web.RequestHandler):
     """aiohttp's part of one connection, made when it has the first request of it."""
 
-    __slots__ = ("_body", "_head_bytes", "_next_message", "_refused", "_requests_seen", "connection")
+    __slots__ = ("_body", "_head_bytes", "_is_broken", "_next_message", "_refused", "_requests_seen", "connection")
 
     def __init__(self, connection: Connection, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         self.connection = connection
@@ -63,6 +63,7 @@ class Handler(web.RequestHandler):
         )
         self._refused: asyncio.Future[None] | None = None
         self._body: StreamReader = EMPTY_PAYLOAD  # of the newest request
+        self._is_broken = False  # the newest request's body has ended in what is no chunk
         self._head_bytes = 0  # of a head that is not complete
 
     # aiohttp makes this future, and nothing else, when it has answered everything it has.
@@ -103,12 +104,17 @@ class Handler(web.RequestHandler):
         return waiter is not None and not waiter.done() and not self._messages and self._payload_parser is None
 
     def data_received(self, data: bytes) -> None:
-        if self._refused is not None or self._head_bytes > HEAD_LIMIT:
+        if self._refused is not None or self._is_broken or self._head_bytes > HEAD_LIMIT:
             return
-        requests, is_of_body = self._request_count, not self._body.is_eof() or self._payload_parser is not None
+        requests, body = self._request_count, self._body
+        is_of_body = not body.is_eof() or self._payload_parser is not None
         super().data_received(data)
         if self._request_count != requests:
-            self._body = self._messages[-1][1]
+            newest, self._body = self._messages[-1]
+            error = getattr(newest, "exc", None)  # of what aiohttp cannot parse
+            if error is not None and not body.is_eof():
+                self._is_broken = True
+                self._break(body, error)
             self._head_bytes = 0
             if len(self._messages) > PIPELINE_LIMIT:
                 log.debug("Dropped a client that sent %d requests at once", len(self._messages))
@@ -117,6 +123,14 @@ class Handler(web.RequestHandler):
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT:
                 super().data_received(b"\r\n\0\r\n")  # not HTTP: has aiohttp call `handle_error` when it is its turn
+
+    def _break(self, body: StreamReader, error: HttpProcessingError) -> None:
+        """Tell whoever reads a body that the rest of it cannot be read; aiohttp lets them wait (3.14.5)."""
+        # Where nobody answers but somebody waits, an answer has been given and aiohttp drops the rest of the body.
+        is_dropped = self._current_request is None and body._waiter is not None
+        if not is_dropped and body.exception() is None:
+            body.set_exception(web.RequestPayloadError(_first_line(error.message)))
+        body.feed_eof()
 
     @property
     def has_upgraded(self) -> bool:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import time
 
 import pytest
 from blackbox import JSON, Program, eventually, in_background
@@ -187,6 +188,33 @@ def test_a_body_that_cannot_be_read_is_400(house: Program, headers: str, body: b
     answer = house.exchange(head.encode() + body)
     assert answer.split(b" ")[1] == b"400"
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["src"] == "llama-swap"
+
+
+@pytest.mark.ours("it takes such a body for what came of it")
+@pytest.mark.parametrize("begun", [b"", b'4\r\n{"mo', b'b\r\n{"model":"m\r\n', b'd\r\n{"model":"m"}\r\n'])
+@pytest.mark.parametrize("headers", ["", "Expect: 100-continue\r\n"])
+def test_a_body_that_cannot_be_read_on_is_400_at_once(house: Program, headers: str, begun: bytes) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}"
+    with house.connected() as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + begun)
+        time.sleep(0.05)
+        connection.sendall(b"zz\r\n{}\r\n0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert answer.split(b" ")[1] == b"400"
+    assert "could not read request body" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+    assert "Traceback" not in house.log
+
+
+def test_a_body_that_breaks_behind_its_answer_ends_the_connection(house: Program) -> None:
+    with house.connected() as connection:
+        connection.sendall(b"POST /unload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer = connection.recv(65536)
+        connection.sendall(b"zz\r\n")
+        answer += b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.split(b" ")[1] == b"405"
+    assert answer.count(b"HTTP/1.1") == 1
+    assert "Traceback" not in house.log
 
 
 @pytest.mark.parametrize(
