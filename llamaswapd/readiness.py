@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import ssl
 from collections.abc import Awaitable, Iterable
@@ -32,6 +33,10 @@ LONGEST_PAUSE_S = 0.030
 # must get a chance: the bound doubles with every probe that runs into it.
 FIRST_PROBE_LIMIT_S = 1.0
 LONGEST_PROBE_LIMIT_S = 16.0
+
+# How long the addresses of a host are believed. A container has its name once it runs, which may be long after the start
+# of a `cmd` that fetches an image; until the one before it is gone, the name may be that one's.
+ADDRESSES_KEPT_S = 1.0
 
 # How long the answer to a greeting may take; whatever it does to the server goes on.
 GREETING_LIMIT_S = 60.0
@@ -102,12 +107,16 @@ async def wait_until_ready(model: ModelConfig, unit: Starting) -> None:
     Ends at once when the unit ends, after `healthCheckTimeout` in any case. Never returns for a server that is no part
     of the unit, where that can be seen.
     """
+    where = endpoint(model)
+    host = _Host(model, where) if where is not None else None
     try:
         async with asyncio.timeout(model.health_check_timeout):
-            await _unless_ended(unit, _ready(model, unit))
+            await _unless_ended(unit, _ready(model, unit, host))
     except TimeoutError:
         lines = await unit.last_lines(LOG_LINES_SHOWN)
-        raise StartError(f"health check timed out after {go_duration(model.health_check_timeout)}", lines) from None
+        reason = f"; {host.failure}" if host is not None and host.failure else ""
+        text = f"health check timed out after {go_duration(model.health_check_timeout)}{reason}"
+        raise StartError(text, lines) from None
 
 
 async def greet(model: ModelConfig) -> None:
@@ -119,7 +128,7 @@ async def greet(model: ModelConfig) -> None:
     tls = ssl.create_default_context() if where.tls else None
     with contextlib.suppress(TimeoutError, StartError):
         async with asyncio.timeout(GREETING_LIMIT_S):
-            await _probe(where, await _resolve(where), tls)
+            await _probe(where, await _Host(model, where).addresses(), tls)
 
 
 async def _unless_ended(unit: Starting, ready: Awaitable[None]) -> None:
@@ -137,22 +146,21 @@ async def _unless_ended(unit: Starting, ready: Awaitable[None]) -> None:
         ended.cancel()
 
 
-async def _ready(model: ModelConfig, unit: Starting) -> None:
+async def _ready(model: ModelConfig, unit: Starting, host: _Host | None) -> None:
     hint = asyncio.Event()  # a reason to probe now rather than after the pause
     async with contextlib.AsyncExitStack() as stack:
         line: asyncio.Task[None] | None = None
         if model.ready_log:
             line = asyncio.create_task(_hint_on_line(model, unit, hint), name=f"readyLog {model.id}")
             stack.push_async_callback(_end, line)
-        where = endpoint(model)
-        if where is None:
+        if host is None:
             if line is not None:
                 await line
             return
         notified = asyncio.create_task(_hint_on_notify(unit, hint), name=f"notify {model.id}")
         stack.push_async_callback(_end, notified)
-        await _probe_until_ok(where, hint, _Owner(model, unit, where))
-        log.info("<%s> Health check passed on %s", model.id, where.url)
+        await _probe_until_ok(host, hint, _Owner(model, unit, host.where))
+        log.info("<%s> Health check passed on %s", model.id, host.where.url)
 
 
 async def _hint_on_line(model: ModelConfig, unit: Starting, hint: asyncio.Event) -> None:
@@ -169,6 +177,43 @@ async def _hint_on_notify(unit: Starting, hint: asyncio.Event) -> None:
         await unit.notified.wait()
         unit.notified.clear()
         hint.set()
+
+
+class _Host:
+    """Where the host of an endpoint is; `localhost` is often two addresses, of which a server listens on one."""
+
+    def __init__(self, model: ModelConfig, where: Endpoint) -> None:
+        self._model = model
+        self.where = where
+        self.failure = ""  # why it has no address
+        self._addresses: list[tuple[str, int]] = []
+        self._believed_until = 0.0
+
+    async def addresses(self) -> list[tuple[str, int]]:
+        """Return its addresses, none as long as nobody knows the name; raise StartError if it can be no name."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._believed_until:
+            await self._look_up(loop)
+            self._believed_until = math.inf if self.where.is_local else loop.time() + ADDRESSES_KEPT_S
+        return self._addresses
+
+    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        where, failed_before = self.where, self.failure
+        try:
+            found = await loop.getaddrinfo(where.host, where.port, type=1)
+        except OSError as error:
+            self._addresses = []
+            self.failure = self._failed(error)
+            if not failed_before:
+                log.warning("<%s> %s, unless its container is yet to start", self._model.id, self.failure)
+        except UnicodeError as error:  # no name for the DNS, such as `a..b`
+            raise StartError(self._failed(error)) from error
+        else:
+            self._addresses = [(str(entry[4][0]), where.port) for entry in found]
+            self.failure = ""
+
+    def _failed(self, error: Exception) -> str:
+        return f"cannot resolve the host of {self.where.url}: {error}; correct the model's proxy"
 
 
 class _Owner:
@@ -191,14 +236,15 @@ class _Owner:
             )
 
 
-async def _probe_until_ok(where: Endpoint, hint: asyncio.Event, owner: _Owner) -> None:
+async def _probe_until_ok(host: _Host, hint: asyncio.Event, owner: _Owner) -> None:
     """Probe until the answer is 200. A hint ends a pause, and a probe that hangs."""
     now = asyncio.get_running_loop().time
-    addresses = await _resolve(where)
+    where = host.where
     tls = ssl.create_default_context() if where.tls else None
     started, pause, limit = now(), FIRST_PAUSE_S, FIRST_PROBE_LIMIT_S
     while True:
         hint.clear()
+        addresses = await host.addresses()
         try:
             async with asyncio.timeout(limit):
                 status = await _first_of(_probe(where, addresses, tls), hint)
@@ -225,16 +271,6 @@ async def _first_of(probe: Awaitable[int], hint: asyncio.Event) -> int:
         return probing.result() if probing.done() else 0
     finally:
         await _end(probing, hinted)
-
-
-async def _resolve(where: Endpoint) -> list[tuple[str, int]]:
-    """Look the host up once per load; `localhost` is often two addresses, of which a server listens on one."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(where.host, where.port, type=1)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name for the DNS, such as `a..b`
-        raise StartError(f"cannot resolve the host of {where.url}: {error}; correct the model's proxy") from error
-    return [(str(entry[4][0]), where.port) for entry in found]
 
 
 async def _probe(where: Endpoint, addresses: Iterable[tuple[str, int]], tls: ssl.SSLContext | None) -> int:

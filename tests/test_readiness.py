@@ -201,21 +201,46 @@ async def test_an_ipv6_address_is_a_host_too() -> None:
     assert f"\r\nHost: [::1]:{server.port}\r\n" in server.heads[0]
 
 
-@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
-async def test_a_host_without_an_address_is_an_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-    lookup = loop.getaddrinfo
+async def test_a_host_that_can_have_no_address_is_an_error() -> None:
+    with pytest.raises(StartError, match=r"cannot resolve the host of http://a\.\.b:80/health: .*; correct"):
+        await ready(model(proxy="http://a..b"), Unit())
 
-    async def resolve(name: str, port: int, **options: Any) -> Any:
-        if name == "nowhere.invalid":  # never ask the machine's resolver
+
+def resolving(name: str, *results: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the loop find one host at the given addresses, the last one from then on; None is no address."""
+    left = list(results)
+
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        assert host == name  # never ask the machine's resolver
+        address = left.pop(0) if len(left) > 1 else left[0]
+        if address is None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return await lookup(name, port, **options)
+        return [(socket.AF_INET, 1, 6, "", (address, port))]
 
-    monkeypatch.setattr(loop, "getaddrinfo", resolve)
-    with pytest.raises(
-        StartError, match=rf"cannot resolve the host of http://{re.escape(host)}:80/health: .*; correct"
-    ):
-        await ready(model(proxy=f"http://{host}"), Unit())
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+
+
+@pytest.mark.parametrize("first", [None, "127.0.0.2"])
+async def test_a_host_is_looked_up_again_as_a_container_has_its_name_once_it_runs(
+    first: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "ADDRESSES_KEPT_S", 0.05)
+    async with serving(OK) as server:
+        with monkeypatch.context() as patch:
+            resolving("vllm", first, first, "127.0.0.1", monkeypatch=patch)
+            await ready(model(proxy=f"http://vllm:{server.port}"), Unit())
+    assert f"\r\nHost: vllm:{server.port}\r\n" in server.heads[0]
+
+
+async def test_a_host_without_an_address_is_told_at_once_and_when_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cause = "cannot resolve the host of http://nowhere.invalid:80/health: .*; correct the model's proxy"
+    with monkeypatch.context() as patch:
+        resolving("nowhere.invalid", None, monkeypatch=patch)
+        with pytest.raises(StartError, match=f"health check timed out after 1s; {cause}"):
+            await ready(model(proxy="http://nowhere.invalid", health_check_timeout=1), Unit())
+    assert [bool(re.search(cause, record.getMessage())) for record in caplog.records] == [True]
 
 
 async def test_a_server_without_tls_is_not_ready_under_https() -> None:
