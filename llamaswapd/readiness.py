@@ -34,8 +34,8 @@ LONGEST_PAUSE_S = 0.030
 FIRST_PROBE_LIMIT_S = 1.0
 LONGEST_PROBE_LIMIT_S = 16.0
 
-# How long the addresses of a host are believed. A container has its name once it runs, which may be long after `cmd` has
-# started to fetch the image; until the one before it is gone, the name may be that one's.
+# How long the addresses of a host are believed. A container has its name once it runs, which may be long after `cmd`
+# has begun to fetch the image; until the one before it is gone, the name may be that one's.
 ADDRESSES_KEPT_S = 1.0
 
 # How long the answer to a greeting may take; whatever it does to the server goes on.
