@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -20,9 +20,13 @@ from llamaswapd.config.report import Report
 from llamaswapd.config.schema import (
     WITHOUT_EFFECT,
     CommaSeparated,
+    Config,
     Duration,
+    Group,
     Key,
     Lenient,
+    ModelConfig,
+    Peer,
     Profile,
     Section,
     UnitSettings,
@@ -53,7 +57,7 @@ def decode(section: type[S], node: Map, path: Path, report: Report) -> S:
             with suppress(_NotSet):
                 values[name] = _Decoder(report).value(hint, value, (*path, *key.split(".")))
         elif key not in known_keys(section):
-            report.unknown((*path, key), _nearest(key, known_keys(section)))
+            report.unknown((*path, key), _nearest(key, section))
     return section(**values)
 
 
@@ -78,20 +82,34 @@ def known_keys(section: type[Section]) -> frozenset[str]:
     return frozenset(fields_by_key(section)) | WITHOUT_EFFECT.get(section, frozenset())
 
 
+_LATE = "readytimeout", "starttimeout", "health_check_timeout"
+_IDLE = "idletimeout", "unloadafter", "unload"
+_ADDRESS = "host", "port", "listen", "url"
+
 # What keys mean that are seen in real files and that no program here knows, by their letters in lower case.
-_MEANT = {
-    **dict.fromkeys(("readytimeout", "starttimeout", "health_check_timeout"), '"healthCheckTimeout", at the top level'),
-    **dict.fromkeys(("idletimeout", "unload"), '"ttl"'),
-    **dict.fromkeys(("host", "port", "listen"), "the option -listen"),
-    "timeout": '"timeouts"',
+_MEANT: Mapping[type[Section], Mapping[str, str]] = {
+    Config: {
+        **dict.fromkeys((*_LATE, "timeout"), '"healthCheckTimeout"'),
+        **dict.fromkeys((*_IDLE, "ttl"), '"globalTTL"'),
+        **dict.fromkeys(_ADDRESS, "the option -listen"),
+    },
+    ModelConfig: {
+        **dict.fromkeys(_LATE, '"healthCheckTimeout", at the top level'),
+        **dict.fromkeys(_IDLE, '"ttl"'),
+        **dict.fromkeys(_ADDRESS, '"proxy"'),
+        **dict.fromkeys(("command", "args"), '"cmd"'),
+        "timeout": '"timeouts"',
+    },
+    Group: {"models": '"members"'},
+    Peer: {**dict.fromkeys(_ADDRESS, '"proxy"'), "timeout": '"timeouts"'},
 }
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def _nearest(key: str, section: type[Section]) -> str:
     """Return the known key that an unknown one may have been meant to be, in a question, or nothing."""
-    if meant := _MEANT.get(key.lower()):
+    if meant := _MEANT.get(section, {}).get(key.lower()):
         return f"did you mean {meant}?"
-    by_letters = {each.lower(): each for each in sorted(known)}
+    by_letters = {each.lower(): each for each in sorted(known_keys(section))}
     nearest = difflib.get_close_matches(key.lower(), by_letters, n=1)
     return f'did you mean "{by_letters[nearest[0]]}"?' if nearest else ""
 

@@ -254,7 +254,14 @@ def test_lower_case_keys_are_no_unit_settings(load_text: Load) -> None:
     [
         ("models: {m: {cmd: x, proxy: http://h, readyTimeout: 5}}", '"healthCheckTimeout", at the top level'),
         ("models: {m: {cmd: x, proxy: http://h, idleTimeout: 5}}", '"ttl"'),
+        ("models: {m: {cmd: x, proxy: http://h, port: 9001}}", '"proxy"'),
+        ("models: {m: {proxy: http://h, command: x}}", '"cmd"'),
+        ("models: {m: {cmd: x, proxy: http://h}}\ngroups: {g: {models: [m]}}", '"members"'),
+        ("peers: {p: {proxy: http://h, models: [m], host: h}}", '"proxy"'),
         ("port: 8080", "the option -listen"),
+        ("readyTimeout: 60", '"healthCheckTimeout"'),
+        ("idleTimeout: 60", '"globalTTL"'),
+        ("ttl: 60", '"globalTTL"'),
     ],
 )
 def test_keys_of_other_programs_are_led_to_what_they_mean(load_text: Load, body: str, meant: str) -> None:
