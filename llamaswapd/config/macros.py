@@ -256,6 +256,8 @@ def _unknown_text(name: str, path: Path) -> str:
         "PORT": "; ${PORT} is only available when used in cmd",
         "PID": "; ${PID} is only available in cmdStop",
     }.get(name, "; declare it under macros, before the macros that use it")
+    if name.isupper() and name.isidentifier() and name not in _RESERVED:  # it looks like a variable of the environment
+        remedy += f", or write ${{env.{name}}}"
     if path[0] != "models" or len(path) < 3:
         return macro + remedy
     field = ".".join(step for step in path[2:] if isinstance(step, str))

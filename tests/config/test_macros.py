@@ -291,6 +291,12 @@ def test_an_unknown_macro_elsewhere_is_refused_once(complaints: Complain, body: 
     assert found.startswith(f"a.yaml: {expected}")
 
 
+def test_an_unknown_macro_that_looks_like_a_variable_is_led_to_the_environment(complaints: Complain) -> None:
+    (found,) = complaints("peers: {p: {proxy: http://h, models: [m], apiKey: '${OPENROUTER_API_KEY}'}}")
+    assert found.endswith(", or write ${env.OPENROUTER_API_KEY}")
+    assert not any("env." in found for found in complaints("models: {m: {cmd: 'x ${host}', name: '${PORT}'}}"))
+
+
 def test_unknown_top_level_keys_are_not_checked(load_text: Load) -> None:
     assert load_text("defs: {a: '${x}'}").warnings
 
