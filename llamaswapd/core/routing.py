@@ -187,6 +187,8 @@ class MultipartReader(ModelReader):
 
 
 class UrlencodedReader(ModelReader):
+    span: tuple[int, int] | None = None  # where the name stands in the body, in bytes; None when it came from the query
+
     def __init__(self, content_type: str, query: str) -> None:
         self._body = bytearray()
         self._query = query
@@ -204,9 +206,13 @@ class UrlencodedReader(ModelReader):
             self.done = True
 
     def finish(self) -> str:
-        self.name = urlencoded_field(self._body.decode("utf-8", "replace"), "model")
-        if self.name is None:
+        match = _field_pattern("model").search(self._body.decode("latin-1"))  # one character for each byte
+        if match is None:
             self.name = urlencoded_field(self._query, "model")
+        else:
+            self.span = match.span(1)
+            value = (match[1] or "").encode("latin-1")
+            self.name = unquote_plus(value.decode("utf-8", "replace"), errors="replace")
         return super().finish()
 
 
@@ -218,7 +224,12 @@ def urlencoded_field(text: str, name: str) -> str | None:
 
 def with_model(query: str, name: str) -> str:
     """Return the query with another name in its first field `model`; all else stays as it is."""
-    return _field_pattern("model").sub(f"model={quote(name, safe='/:')}", query, count=1)
+    return _field_pattern("model").sub(f"model={urlencoded(name)}", query, count=1)
+
+
+def urlencoded(name: str) -> str:
+    """Return a name as it stands in a query or a form."""
+    return quote(name, safe="/:")
 
 
 @cache

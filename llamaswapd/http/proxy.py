@@ -21,7 +21,7 @@ from llamaswapd.config.regex import compile_re2
 from llamaswapd.config.schema import COMFYUI_ID, ModelConfig, PeerModel
 from llamaswapd.core import routing
 from llamaswapd.core.filters import Edit, edit_for
-from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader, QueryReader
+from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader, QueryReader, UrlencodedReader
 from llamaswapd.engine import Engine, Resolved
 from llamaswapd.errors import Cancelled, Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
@@ -76,8 +76,11 @@ class Proxy:
                 stack.enter_context(self._attended(relay, to, resolved.selector))
             await _rewrite(body, reader, edit_for(to, name, resolved.name))
             sent = to.model if isinstance(to, PeerModel) else resolved.name
-            if isinstance(reader, QueryReader) and sent != name:
-                target = f"{path}?{routing.with_model(query, sent)}"
+            if sent != name:
+                if isinstance(reader, UrlencodedReader) and reader.span is not None:
+                    body.splice(*reader.span, routing.urlencoded(sent).encode())
+                elif isinstance(reader, QueryReader | UrlencodedReader):
+                    target = f"{path}?{routing.with_model(query, sent)}"
             if isinstance(to, PeerModel):
                 await self._forward(request, relay, to, body, routing.forwarded_path(target))
             else:

@@ -179,6 +179,29 @@ async def test_a_get_tells_a_peer_its_own_name_of_the_model() -> None:
     assert targets == ["/v1/audio/voices?model=far/x%20y&z=1", "/v1/audio/voices?model=far/x+y"]
 
 
+@pytest.mark.parametrize(
+    ("query", "form", "sent"),
+    [
+        ("", "a=%20&model=p%2Ffar%2Fx+y&model=z", ("", "a=%20&model=far/x%20y&model=z")),
+        ("", "model=p/far/x+y&a=\u00e9", ("", "model=far/x%20y&a=\u00e9")),
+        ("?b=1&model=p/far/x+y", "a=1", ("?b=1&model=far/x%20y", "a=1")),
+        ("?model=z", "model=far/x+y", ("?model=z", "model=far/x+y")),
+    ],
+)
+async def test_a_form_that_is_urlencoded_tells_a_peer_its_own_name_of_the_model(
+    query: str, form: str, sent: tuple[str, str]
+) -> None:
+    data = form.encode()
+    async with house_of(fixed(OK)) as (it, server):
+        peer = Peer(id="p", proxy=server.url, models=("far/x y",))
+        it.engine.use(it.engine.config.having(peers={"p": peer}))
+        head = f"POST /v1/audio/speech{query} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        assert (await ask(it, head.encode() + data)).status == 200
+    [call] = server.calls
+    assert (call.request_line.split()[1], call.body.decode()) == (f"/v1/audio/speech{sent[0]}", sent[1])
+    assert call.headers["content-length"] == str(len(call.body))
+
+
 async def test_a_pin_reaches_a_peer() -> None:
     async with house_of(fixed(OK), others=[model("n", proxy="")]) as (it, server):
         peer = Peer(id="p", proxy=server.url + "/api", models=("far",))
