@@ -82,11 +82,22 @@ def _compose(source: str) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise Malformed(f"yaml: {line}{error.problem or error.context}") from None
+        raise Malformed(f"yaml: {line}{error.problem or error.context}{_remedy(source, error)}") from None
     except yaml.YAMLError as error:
         raise Malformed(f"yaml: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise Malformed("yaml: nested too deeply") from None
+
+
+def _remedy(source: str, error: yaml.MarkedYAMLError) -> str:
+    """Return what to do about the mistakes that are most often made, nothing about others."""
+    mark, problem = error.problem_mark, error.problem or ""
+    if "cannot start any token" in problem and mark is not None:
+        rest = "".join(source.splitlines()[mark.line : mark.line + 1])[mark.column :]
+        return "; indent with blanks, not tabs" if rest.startswith("\t") else "; put quotes around the value"
+    if "tab character" in problem:
+        return "; indent with blanks, not tabs"
+    return '; put quotes around a value with ": " in it' if problem.startswith("mapping values are not allowed") else ""
 
 
 class _Reader:

@@ -116,6 +116,19 @@ def test_a_list_at_the_top_is_refused() -> None:
     assert "top-level YAML must be a mapping" in complaint("- a")
 
 
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("a:\n\tb: 1\n", "yaml: line 2: found character that cannot start any token; indent with blanks, not tabs"),
+        ("a:\n  b: 1\n\tc: 1\n", "; indent with blanks, not tabs"),
+        ("a: @b\n", "yaml: line 1: found character that cannot start any token; put quotes around the value"),
+        ("a: b: c\n", 'not allowed in this context; put quotes around a value with ": " in it'),
+    ],
+)
+def test_the_usual_mistakes_are_told_with_a_remedy(source: str, remedy: str) -> None:
+    assert complaint(source).endswith(remedy)
+
+
 def test_tabs_as_indentation_are_refused_with_the_line() -> None:
     assert "yaml: line 2: found character" in complaint("a:\n\tb: 1\n")
 
