@@ -168,6 +168,8 @@ class Handler(web.RequestHandler):
             message = _first_line(exc.message) or "bad request"
             if self._head_bytes > HEAD_LIMIT:
                 status, message = 431, f"request head of more than {HEAD_LIMIT} bytes"
+        elif isinstance(exc, ConnectionError) and self.connection.transport.is_closing():
+            raise exc  # it had something to say to a client that has left
         elif exc is not None:
             log.error("A request handler failed", exc_info=exc)
         if request.writer.output_size > 0:  # the answer has begun: its end can only be made visible

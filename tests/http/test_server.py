@@ -113,6 +113,25 @@ async def test_requests_in_doubt_that_come_without_end_end_the_connection() -> N
         assert len(handler._messages) <= server_module.PIPELINE_LIMIT or handler._force_close
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_client_that_leaves_before_it_is_told_to_go_on_is_no_error(
+    turns: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        await it.connect()
+        await until(lambda: it.front._site.connections)
+        connection = next(iter(it.front._site.connections))
+        connection.data_received(
+            b"POST /upstream/m/x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connection.transport.abort()
+        await until(lambda: not it.front._site.connections)
+        await asyncio.sleep(0.01)
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize("trailer", ["X-Next: 1", "Content-Length: 2", "x-api-key: k1"])
 async def test_a_trailer_is_no_header_of_the_next_request(trailer: str) -> None:
     async with house_of(fixed(OK)) as (it, server):
