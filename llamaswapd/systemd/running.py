@@ -197,7 +197,7 @@ class RunningUnit:
         await self._kill()
         # What runs after the last process is gone, ExecStopPost, has its time too.
         if not await self._stopped_within(KILL_TIMEOUT_S + grace_s):
-            raise UnitError(f"{self.name} is still there after SIGKILL; see systemctl status {self.name}")
+            raise UnitError("it is still there after SIGKILL")
 
     async def _stopped_within(self, limit_s: float) -> bool:
         """Have it stopped; return whether it is gone so long after the order was taken."""

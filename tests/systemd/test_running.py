@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from llamaswapd.errors import BusLost, UnitResult
+from llamaswapd.errors import BusLost, UnitError, UnitResult
+from llamaswapd.systemd import running
 from llamaswapd.systemd.bus import Refused
 from llamaswapd.systemd.cgroup import Resources
 from llamaswapd.systemd.manager import UNIT_EXISTS, Manager, Property
@@ -187,6 +188,16 @@ async def test_a_stop_command_that_hangs_does_not_prolong_the_grace(make: Make) 
     unit = await start(make(), properties("/bin/sleep", "600", ExecStop=("a(sasb)", [hang])))
     await unit.stop(0.05)
     assert (await unit.ended).exit_status == signal.SIGKILL
+
+
+async def test_a_unit_that_stays_is_told_in_words_that_fit_behind_its_name(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "KILL_TIMEOUT_S", 0.1)
+    after = ["/bin/sleep", ["/bin/sleep", "1"], True]  # twice: the first may be killed with the rest
+    unit = await start(make(), properties("/bin/sleep", "600", ExecStopPost=("a(sasb)", [after, after])))
+    with pytest.raises(UnitError, match=r"^it is still there after SIGKILL$"):
+        await unit.stop(0.05)
 
 
 async def test_what_follows_a_units_end_is_run_after_a_sigkill_too(make: Make, tmp_path: Path, fifo: Path) -> None:
