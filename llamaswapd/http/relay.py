@@ -21,7 +21,16 @@ from llamaswapd.engine import Lease
 from llamaswapd.errors import Error, UpstreamError, envelope
 from llamaswapd.http.kept import Budget, KeptAnswer, KeptRequest
 from llamaswapd.http.upstream import MayBeCut
-from llamaswapd.http.wire import SWITCHING_PROTOCOLS, BodyKind, Chunked, Framing, Shape, UntilClose, names_in
+from llamaswapd.http.wire import (
+    NO_CONTENT,
+    SWITCHING_PROTOCOLS,
+    BodyKind,
+    Chunked,
+    Framing,
+    Shape,
+    UntilClose,
+    names_in,
+)
 from llamaswapd.observe import Inflight, Pairs
 
 if TYPE_CHECKING:
@@ -328,6 +337,7 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
     """
     listed = names_in(shape.fields, b"connection") - {b"content-length"}  # without it no end would be seen
     is_chunked = shape.body is BodyKind.CHUNKED
+    has_length = not is_chunked and shape.status != NO_CONTENT  # which must not tell one (RFC 9110 section 8.6)
     lines: list[bytes] = [b"HTTP/1.1" + shape.status_line[8:]]
     before: bytes | None = None
     is_upgrade = shape.status == SWITCHING_PROTOCOLS
@@ -338,7 +348,7 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
         if shape.is_event_stream and name == b"x-accel-buffering":
             continue
         if name == b"content-length":
-            if not is_chunked and before is None:  # one line will do, should there be two that say the same
+            if has_length and before is None:  # one line will do, should there be two that say the same
                 before = b"\r\n".join((*lines, field.line[: field.line.index(b":")] + b": "))
                 lines = [b""]
             continue
@@ -359,8 +369,8 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
 
 def _render_interim(shape: Shape) -> bytes:
     """Return the head of an interim answer as the client gets it."""
-    listed = names_in(shape.fields, b"connection")
-    lines = [field.line for field in shape.fields if field.name not in HOP_BY_HOP and field.name not in listed]
+    left_out = HOP_BY_HOP | names_in(shape.fields, b"connection") | {b"content-length"}  # it has no body to tell one of
+    lines = [field.line for field in shape.fields if field.name not in left_out]
     return b"\r\n".join((b"HTTP/1.1" + shape.status_line[8:], *lines, b"", b""))
 
 

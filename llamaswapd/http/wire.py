@@ -19,6 +19,7 @@ TEMPLATES_KEPT = 512
 TEMPLATE_LIMIT = 4 * 1024  # bytes of a head whose template is kept
 SWITCHING_PROTOCOLS = 101
 OK = 200
+NO_CONTENT = 204
 NO_HEAD = b"\0"  # nothing begins so
 LINE_LIMIT = 4 * 1024  # bytes of a chunk's size line with its extensions
 
@@ -187,7 +188,7 @@ def names_in(fields: Sequence[Field], name: bytes) -> set[bytes]:
 
 
 def _body_kind(status: int, fields: Sequence[Field]) -> BodyKind:
-    if status < 200 or status in (204, 304):
+    if status < 200 or status in (NO_CONTENT, 304):
         return BodyKind.NONE
     codings = values_of(fields, b"transfer-encoding")
     if codings:

@@ -221,6 +221,15 @@ def test_early_hints_pass(house: Program) -> None:
     assert answer.startswith(hints.encode() + b"HTTP/1.1 200 OK\r\n")
 
 
+@pytest.mark.parametrize("hints", ["", "HTTP/1.1 103 Early Hints\r\nLink: a\r\nContent-Length: 5\r\n\r\n"])
+@pytest.mark.parametrize("length", [0, 5])
+def test_what_has_no_body_tells_the_length_of_none(house: Program, hints: str, length: int) -> None:
+    answer = wished(house, raw(hints, f"HTTP/1.1 204 No Content\r\nX-Kept: 1\r\nContent-Length: {length}\r\n\r\n"))
+    assert answer.count(b"HTTP/1.1 ") == 1 + bool(hints)
+    assert b"content-length" not in answer.lower()
+    assert b"X-Kept: 1\r\n" in answer
+
+
 def test_trailers_pass(house: Program) -> None:
     head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
     answer = wished(house, raw(head, "2\r\nhi\r\n0\r\nX-Sum: 7\r\n\r\n"))
