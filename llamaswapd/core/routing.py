@@ -18,6 +18,7 @@ from llamaswapd.core.multipart import MultipartScanner, parameter
 from llamaswapd.core.naming import names_of
 from llamaswapd.errors import ModelNotFound, NoModel
 
+UNSCANNED_LIMIT = 256 * 1024  # bytes of JSON that are held behind the name in case somebody asks for `stream`
 FORM_LIMIT_BYTES = 1024 * 1024  # a longer body is not looked through for an urlencoded field
 
 NO_PINS: Mapping[str, str] = {}
@@ -125,6 +126,7 @@ class JsonReader(ModelReader):
     def __init__(self) -> None:
         self._scanner = Scanner()
         self._unscanned: list[bytes] = []  # of the beginning; only a client that waits is asked for `stream`
+        self._unscanned_bytes = 0
         self._pieces = 0
         self._first = b""
 
@@ -135,16 +137,22 @@ class JsonReader(ModelReader):
             self.name = jsontext.first_model(piece)
         if self.name is not None:
             self._unscanned.append(piece)
+            self._unscanned_bytes += len(piece)
+            if self._unscanned_bytes > UNSCANNED_LIMIT:
+                self._scan()
             return
         self._scanner.feed(piece)
         self.name, self.done = self._scanner.model, self._scanner.done
 
     @property
     def stream(self) -> bool:
-        unscanned, self._unscanned = self._unscanned, []
+        self._scan()
+        return self._scanner.stream
+
+    def _scan(self) -> None:
+        unscanned, self._unscanned, self._unscanned_bytes = self._unscanned, [], 0
         for piece in unscanned:
             self._scanner.feed(piece)
-        return self._scanner.stream
 
     def finish(self) -> str:
         if self.name is None and self._pieces == 1:  # as any body does that somebody wrote by hand

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from urllib.parse import parse_qs, quote, urlencode
 
 import pytest
@@ -102,6 +103,20 @@ def test_json_name_is_known_before_the_body_ends_and_stream_when_it_comes() -> N
     assert (found.name, found.stream) == ("a", False)
     found.feed(b'"stream":true,')
     assert (found.name, found.stream) == ("a", True)
+
+
+def test_what_follows_a_json_name_is_not_held() -> None:
+    piece = 64 * 1024
+    found = reader("POST", "application/json", "")
+    found.feed(b'{"model":"llm","prompt":"')
+    tracemalloc.start()
+    for _ in range(64):
+        found.feed(bytes([32]) * piece)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    found.feed(b'","stream":true}')
+    assert (found.name, found.stream) == ("llm", True)
+    assert held < 8 * piece
 
 
 def test_place_of_a_multipart_name_is_told_unless_it_came_from_the_query() -> None:
