@@ -15,11 +15,15 @@ from typing import Any
 
 from llamaswapd.core.pieces import Malformed, PieceReader, Reading
 
+Text = bytes | memoryview
+
 QUOTE, COLON, COMMA = b'":,'
 CLOSING = dict(zip(b"{[", b"}]", strict=True))
 
 # Longer keys and names are passed over: nothing is configured under them, and what is kept stays bounded.
 TEXT_LIMIT_BYTES = 4096
+# Of longer texts no copies are made, though for shorter ones they cost less than a view.
+COPY_LIMIT_BYTES = 256 * 1024
 # About the limit of Go's encoding/json; each level that is open costs a step in Python.
 DEPTH_LIMIT = 10_000
 
@@ -262,6 +266,11 @@ def edit(text: bytes, deletes: Sequence[str], sets: Sequence[tuple[str, Any]]) -
     to set. What is missing on the way is made, and what is not a list or object gives way. New members come last. Of
     members with the same key all are deleted, or replaced by one, since servers differ in which they read.
     """
+    return b"".join(edited(text, deletes, sets))
+
+
+def edited(text: bytes, deletes: Sequence[str], sets: Sequence[tuple[str, Any]]) -> list[Text]:
+    """Do what `edit` does, but return the text in pieces: those of a long one are views of what was given."""
     try:
         root = _Container(text)
         for path in deletes:
@@ -269,8 +278,8 @@ def edit(text: bytes, deletes: Sequence[str], sets: Sequence[tuple[str, Any]]) -
         for path, value in sets:
             root.set(split(path), _dumped(value))
     except Malformed:
-        return text
-    return root.text
+        return [text]
+    return root.pieces
 
 
 def split(path: str) -> list[str]:
@@ -282,20 +291,21 @@ def split(path: str) -> list[str]:
 @dataclass(eq=False)
 class _Item:
     key: str  # of a list's element: ""
-    before: bytes  # blanks, key, colon
-    value: bytes
-    after: bytes  # blanks before the comma
+    before: Text  # blanks, key, colon
+    value: Text
+    after: Text  # blanks before the comma
 
 
 class _Container(_JsonReader):
     """A list or object taken apart into its items; joined by commas they are the text again."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: Text) -> None:
         super().__init__()
         self._items: list[_Item] = []
         self._is_list = False
-        self._head = self._tail = b""
-        self._whole = text
+        self._head: Text = b""
+        self._tail: Text = b""
+        self._whole = memoryview(text) if len(text) > COPY_LIMIT_BYTES else text
         self.feed(text)
         if not self._tail:
             raise Malformed
@@ -327,7 +337,16 @@ class _Container(_JsonReader):
 
     @property
     def text(self) -> bytes:
-        return self._head + b",".join(i.before + i.value + i.after for i in self._items) + self._tail
+        return b"".join(self.pieces)
+
+    @property
+    def pieces(self) -> list[Text]:
+        found = [self._head]
+        for item in self._items:
+            found += (item.before, item.value, item.after, b",")
+        if self._items:
+            found.pop()
+        return [*found, self._tail]
 
     def delete(self, path: Sequence[str]) -> None:
         for item in self._named(path[0], last=len(path) == 1):
@@ -361,7 +380,7 @@ class _Container(_JsonReader):
         return self._items[int(name) :][:1] if _is_index(name) else []
 
 
-def _with(old: bytes, path: Sequence[str], value: bytes) -> bytes:
+def _with(old: Text, path: Sequence[str], value: bytes) -> bytes:
     """Return the text of a value after setting what `path` means in it; `old` b"" when there is none yet."""
     if not path:
         return value

@@ -33,7 +33,7 @@ class PieceReader:
         self._before = 0  # bytes of the whole that came before _text
         self._reading = self._read()
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: bytes | memoryview) -> None:
         """Take the next piece, of any size; ignored once `done`."""
         for start in range(0, len(piece), STEP_BYTES):
             if self.done:

@@ -322,8 +322,8 @@ async def _rewrite(body: Body, reader: ModelReader, edit: Edit) -> None:
             await _read_on(reader, body)
             whole = await body.whole()
             if len(whole) <= INLINE_EDIT_LIMIT:
-                body.replace(edit.apply(whole))
+                await body.replace(edit.pieces(whole))
             else:
-                body.replace(await asyncio.to_thread(edit.apply, whole))
+                await body.replace(await asyncio.to_thread(edit.pieces, whole))
     elif isinstance(reader, MultipartReader) and reader.span is not None and edit.renames:
         body.splice(*reader.span, edit.sent.encode())

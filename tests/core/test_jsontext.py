@@ -11,7 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamaswapd.core import jsontext
-from llamaswapd.core.jsontext import DEPTH_LIMIT, TEXT_LIMIT_BYTES, Scanner, edit, first_model, quick_model
+from llamaswapd.core.jsontext import (
+    COPY_LIMIT_BYTES,
+    DEPTH_LIMIT,
+    TEXT_LIMIT_BYTES,
+    Scanner,
+    edit,
+    first_model,
+    quick_model,
+)
 
 NAMES = st.sampled_from(
     ["model", "stream", "models", "Model", "mod", "", "a", 'quo"te', "back\\slash", "bräce}", "x.y"]
@@ -320,9 +328,11 @@ def test_edit_does_to_the_text_what_it_means_for_the_parsed_body(
         ('"string"', ["a"], [("b", 1)], '"string"'),
     ],
 )
+@pytest.mark.parametrize("limit", [0, COPY_LIMIT_BYTES])
 def test_edit_changes_only_the_members_concerned(
-    text: str, deletes: list[str], sets: list[tuple[str, Any]], edited: str
+    text: str, deletes: list[str], sets: list[tuple[str, Any]], edited: str, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jsontext, "COPY_LIMIT_BYTES", limit)
     assert edit(text.encode(), deletes, sets).decode() == edited
 
 

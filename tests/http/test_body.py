@@ -70,8 +70,11 @@ async def test_bytes_are_replaced_wherever_they_were_kept(memory_limit: int, mon
 async def test_another_body_takes_the_place_of_a_complete_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_module, "MEMORY_LIMIT", 45)
     with await fed(10) as body:
-        body.replace(b"other")
+        await body.replace([b"ot", memoryview(b"her")])
         assert (body.in_memory(), body.length_to_send) == (b"other", 5)
+        await body.replace([b"a long", memoryview(b"er one"), TEXT])
+        assert (body.is_in_memory, body.length_to_send) == (False, 112)
+        assert await streamed(body) == await body.whole() == b"a longer one" + TEXT
 
 
 async def test_what_was_read_is_streamed_before_what_still_comes() -> None:

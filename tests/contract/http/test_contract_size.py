@@ -19,7 +19,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def fresh(private: PrivateManager) -> Iterator[Program]:
     """A program whose memory nobody else has used."""
-    with serving({"models": {"m": echo()}}) as program:
+    with serving({"models": {"m": echo(), "edited": echo(filters={"setParams": {"a": 1}})}}) as program:
         program.chat("m")
         yield program
 
@@ -47,9 +47,10 @@ def test_an_answer_of_60_mb_takes_little_memory(fresh: Program) -> None:
 
 
 @pytest.mark.ours("it keeps several copies")
-def test_a_json_request_of_100_mb_takes_twice_its_size_at_most(fresh: Program) -> None:
+@pytest.mark.parametrize("model", [b"m", b"edited"])
+def test_a_json_request_of_100_mb_takes_twice_its_size_at_most(fresh: Program, model: bytes) -> None:
     before = forget_peak(fresh)
-    body = b'{"messages": ["' + b"x" * (100 * MIB) + b'"], "model": "m", "answer": {"body": "got it"}}'
+    body = b'{"messages": ["' + b"x" * (100 * MIB) + b'"], "model": "%b", "answer": {"body": "got it"}}' % model
     answer = fresh.post(CHAT, body, JSON)
     assert (answer.status, answer.text) == (200, "got it")
     assert peak(fresh) - before <= 2 * len(body)
