@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +47,7 @@ LINGER_S = 10.0  # how long a client may take to read the end of the last answer
 LAST_REQUEST_S = 2.0  # how long a client may take to send the request it came for, once the connection is ending
 LOOK_EVERY_S = 1.0  # how often it is looked who has taken too long
 AHEAD_LIMIT = 64 * 1024  # bytes of further requests that are read while one is answered
+_NO_ASCII = re.compile(rb"[\x80-\xff]")
 
 _templates = Templates(heads.parse_head)
 
@@ -135,6 +137,7 @@ class Connection(Link, asyncio.Protocol):
         if shape is not None and (digits := shape.fit(data)) is not None:
             start = shape.fixed + len(digits)
         else:
+            data = _with_ascii_target(data)
             end = data.find(b"\r\n\r\n")
             start = end + 4
             found = _templates.read(data[:start]) if end >= 0 else None
@@ -382,6 +385,15 @@ class Connection(Link, asyncio.Protocol):
         else:
             log.debug("Dropped a client that sent no request in time")
             self.hang_up()
+
+
+def _with_ascii_target(data: bytes) -> bytes:
+    """Escape what is not ASCII in a request's first line, as its client should have: curl leaves a query as typed."""
+    end = data.find(b"\r\n")
+    line = data[: max(end, 0)]
+    if line.isascii() or not line[:1].isupper():
+        return data
+    return _NO_ASCII.sub(lambda match: b"%%%02X" % match[0][0], line) + data[end:]
 
 
 def _may_become_plain(data: bytes) -> bool:

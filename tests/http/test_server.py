@@ -45,6 +45,32 @@ async def test_what_is_no_request_gets_an_error_answer_and_no_traceback(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_a_target_that_its_client_did_not_escape_is_escaped() -> None:
+    async with house_of(fixed(OK), aliases=("é",)) as (it, server):
+        client = await it.connect()
+        for target in ("/props?model=é&x=ü", "/upstream/é/ä?ö", "/props?model=é"):
+            data = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            middle = data.index("é".encode()) + 1
+            client.writer.write(data[:middle])
+            await asyncio.sleep(0.01)
+            client.writer.write(data[middle:])
+            assert (await client.answer()).status == 200
+    targets = [call.request_line.split()[1] for call in server.calls]
+    assert targets == ["/props?model=%C3%A9&x=%C3%BC", "/%C3%A4?%C3%B6", "/props?model=%C3%A9"]
+
+
+async def test_only_the_target_is_escaped() -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        client = await it.connect()
+        body = '{"model":"m","x":"é"}'.encode()
+        head = "POST /v1/chat/completions?é HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Name: ñ\r\n"
+        client.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await client.answer()).status == 200
+    [call] = server.calls
+    assert call.request_line == "POST /v1/chat/completions?%C3%A9 HTTP/1.1"
+    assert (call.headers["x-name"].encode("latin-1"), call.body) == ("ñ".encode(), body)
+
+
 async def test_headers_of_tens_of_kilobytes_are_fine() -> None:
     async with house_of(fixed(OK)) as (it, server):
         client = await it.connect()
