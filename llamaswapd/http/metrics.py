@@ -226,7 +226,7 @@ def model_families(statuses: Sequence[Status], resources: Callable[[str], Resour
         ),
         gauge(
             "model_memory_bytes",
-            "Memory of a model's unit, its share of the page cache included.",
+            "Memory of a model's unit, its share of the page cache included if its cgroup counts it.",
             *((labels, found.memory_bytes) for labels, found in used),
         ),
         counter(

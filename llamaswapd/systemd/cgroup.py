@@ -1,28 +1,53 @@
-"""What a unit uses, as its cgroup counts it; "Control Group v2" of the kernel's documentation."""
+"""What a unit uses, as its cgroup counts it; "Control Group v2" of the kernel's documentation.
+
+Where the controllers of memory and tasks are of cgroup v1 (containers, older machines), proc(5) tells of its processes.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """None: not counted, because the controller is missing or of cgroup v1, or the unit is gone."""
+    """None: not counted, or the unit is gone."""
 
     memory_bytes: int | None = None
     cpu_s: float | None = None
     tasks: int | None = None
 
 
-def resources(folder: Path) -> Resources:
+def resources(folder: Path, proc: Path = PROC) -> Resources:
     """Read the counters of a cgroup, which include all below it. A matter of microseconds."""
     cpu_us = _number(_field(_read(folder / "cpu.stat"), "usage_usec"))
+    memory_bytes, tasks = _number(_read(folder / "memory.current")), _number(_read(folder / "pids.current"))
     return Resources(
-        memory_bytes=_number(_read(folder / "memory.current")),
+        memory_bytes=_resident_bytes(folder, proc) if memory_bytes is None else memory_bytes,
         cpu_s=None if cpu_us is None else cpu_us / 1e6,
-        tasks=_number(_read(folder / "pids.current")),
+        tasks=_listed(folder, "cgroup.threads") if tasks is None else tasks,
     )
+
+
+def _resident_bytes(folder: Path, proc: Path) -> int | None:
+    """Add up what the processes hold in memory. What they share counts for each of them, cached files do not count."""
+    pids = list(_ids(folder, "cgroup.procs"))
+    pages = [_number(_read(proc / pid / "statm").partition(" ")[2].partition(" ")[0]) or 0 for pid in pids]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") if pids else None
+
+
+def _listed(folder: Path, name: str) -> int | None:
+    return len(list(_ids(folder, name))) or None
+
+
+def _ids(folder: Path, name: str) -> Iterator[str]:
+    """Yield the ids that a file lists, in a cgroup and those below it."""
+    for below, _, _ in os.walk(folder):
+        yield from _read(Path(below, name)).split()
 
 
 def _read(path: Path) -> str:
