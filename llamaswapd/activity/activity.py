@@ -46,6 +46,7 @@ class Activity:
     def __init__(self, config: Config, events: Feed[Event]) -> None:
         self.counts: Mapping[str, ModelCounts]
         self.counts = self._counts = Counts()
+        self._counts.configured = _configured(config)
         self._events = events
         self._store = _store_of(config)
         self._captures = Captures(_capture_bytes(config))
@@ -84,6 +85,7 @@ class Activity:
             self._store.set_limit(config.metrics_max_in_memory)
             self.flush()
         self._captures = Captures(_capture_bytes(config))
+        self._counts.configured = _configured(config)
 
     # ---- on the way of every request
 
@@ -319,6 +321,10 @@ def _of_stream(body: bytes, *, is_chunked: bool, is_cut: bool) -> tuple[Tokens, 
 
 def _store_of(config: Config) -> Store:
     return Store(config.store.path if config.store is not None else "", config.metrics_max_in_memory)
+
+
+def _configured(config: Config) -> frozenset[str]:
+    return frozenset((*config.models, *(each.id for each in config.peer_models)))
 
 
 def _capture_bytes(config: Config) -> int:

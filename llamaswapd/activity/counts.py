@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from llamaswapd.activity.record import SUCCESS, Record
 
@@ -86,10 +86,12 @@ class ModelCounts:
 
 
 class Counts(dict[str, ModelCounts]):
-    """By model id. The models beyond the first thousand, and those with very long names, are one, called `other`."""
+    """By model id. Those not configured are one, called `other`, beyond a thousand and if their names are very long."""
+
+    configured: Container[str] = frozenset()
 
     def __missing__(self, model_id: str) -> ModelCounts:
-        if len(self) >= MODELS_LIMIT or len(model_id) > NAME_LIMIT:
+        if (len(self) >= MODELS_LIMIT or len(model_id) > NAME_LIMIT) and model_id not in self.configured:
             return self.setdefault(OTHERS, ModelCounts())
         made = self[model_id] = ModelCounts()
         return made

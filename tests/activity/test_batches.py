@@ -15,8 +15,9 @@ import pytest
 
 from llamaswapd.activity import activity as module
 from llamaswapd.activity.activity import BATCH, LONG_BYTES, Activity, read
+from llamaswapd.activity.counts import MODELS_LIMIT, OTHERS
 from llamaswapd.activity.query import Query
-from llamaswapd.config.schema import Config, Store
+from llamaswapd.config.schema import Config, ModelConfig, Peer, Store
 from llamaswapd.errors import ConfigError, NotFound
 from llamaswapd.observe import Event, Feed
 from tests.activity.ended import USAGE, Ended, activity, chunked, finished, plain, until
@@ -120,6 +121,19 @@ async def test_rows_stay_when_the_configuration_changes_and_captures_do_not() ->
         await it.reconfigure(Config(metrics_max_in_memory=2, capture_buffer=0))
         it.add(finished())
         assert [(row["id"], row["has_capture"]) for row in await rows(it)] == [(3, False), (4, False)]
+
+
+async def test_the_models_of_the_newest_configuration_are_counted_by_themselves() -> None:
+    peer = Peer(id="p", proxy="http://p", models=("far",))
+    async with activity() as it:
+        for number in range(MODELS_LIMIT):
+            it.add(finished(model_id=f"m{number}"))
+        await it.reconfigure(Config(models={"new": ModelConfig(id="new")}, peers={"p": peer}))
+        for name in ("new", "p/far", "nobody's"):
+            it.add(finished(model_id=name))
+        it.flush()
+        assert {"new", "p/far", OTHERS} < set(it.counts)
+        assert "nobody's" not in it.counts
 
 
 async def test_another_store_begins_with_what_is_in_it_and_ids_go_on(tmp_path: Path) -> None:

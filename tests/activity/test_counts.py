@@ -38,3 +38,14 @@ def test_names_that_are_very_long_are_counted_as_one() -> None:
         counts[letter * (NAME_LIMIT + 1)].add(404, 1.0, None, None)
     assert set(counts) == {"a" * NAME_LIMIT, "b" * NAME_LIMIT, OTHERS}
     assert counts[OTHERS].requests == {404: 2}
+
+
+def test_a_model_that_is_configured_is_counted_by_itself_whatever_else_was_asked_for() -> None:
+    counts = Counts()
+    counts.configured = {"mine", "m" * (NAME_LIMIT + 1)}
+    for number in range(MODELS_LIMIT):
+        counts[f"m{number}"].add(404, 1.0, None, None)
+    for name in ("mine", "m" * (NAME_LIMIT + 1), "yours"):
+        counts[name].add(200, 1.0, None, None)
+    assert counts["mine"].requests == counts["m" * (NAME_LIMIT + 1)].requests == {200: 1}
+    assert counts[OTHERS].requests == {200: 1}
