@@ -180,14 +180,18 @@ def error_message(body: bytes, status: int) -> str:
             inner = error.get("message") if isinstance(error, dict) else None
             for text in (inner, error, said.get("message"), said.get("detail")):
                 if isinstance(text, str) and text.strip():
-                    text = text.strip()
-                    return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "..."
+                    return shortened(text.strip())
     if status == CLIENT_LEFT:
         return f"{status} client left"
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return f"HTTP {status}"
+
+
+def shortened(message: str) -> str:
+    """Return what a row says of an error's message."""
+    return message if len(message) <= MESSAGE_LIMIT else message[:MESSAGE_LIMIT] + "..."
 
 
 # ---- finding the objects -------------------------------------------------------------------------------------------

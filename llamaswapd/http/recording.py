@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from llamaswapd.activity.record import REQUESTS_NOT_KEPT, Record
+from llamaswapd.activity.usage import shortened
 from llamaswapd.config.schema import Config, ModelConfig, PeerModel
 from llamaswapd.errors import Error
 from llamaswapd.http.answers import error_body
@@ -47,7 +48,7 @@ class Recorder:
         elif relay.to_peer:  # nobody waits for it
             relay.granted = relay.began
         if failure is not None:
-            relay.error, relay.failure = str(failure), None  # its traceback holds everything
+            relay.error, relay.failure = shortened(str(failure)), None  # its traceback holds everything
             relay.type_of_error = error_body(failure, relay.headers.get("Accept", ""))[0]
         relay.take_over_kept()
         self.note(relay)

@@ -174,6 +174,17 @@ async def test_a_model_that_cannot_start_is_told_with_what_the_client_got(accept
     assert (row.granted, row.first_byte) == (0.0, 0.0)
 
 
+async def test_a_long_message_is_told_in_short() -> None:
+    """As llama-swap cuts it in a row; the client gets all of it."""
+    async with recorded(fixed(OK)) as (it, _):
+        it.engine.failure = StartError("x" * 2000)
+        _, answer = await ask(it, chat(b'{"model":"m"}'))
+        (row,) = await ended(it)
+    message = answer.json()["error"]["message"]
+    assert len(message) > 2000
+    assert row.error == message[:500] + "..."
+
+
 async def test_a_request_too_many_is_told_as_a_429(monkeypatch: pytest.MonkeyPatch) -> None:
     async with recorded(fixed(OK)) as (it, _):
 
