@@ -303,8 +303,7 @@ class Connection(Link, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._site.remove(self)
-        if self.is_ending:
-            self.discard_unread()
+        self.discard_unread()  # requests that nobody answers any more, say
         self._leave()
         if self._handler is not None:
             self._handler.connection_lost(exc)

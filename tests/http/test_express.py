@@ -350,6 +350,25 @@ async def test_an_answer_may_come_before_the_body_has_and_the_connection_goes_on
     assert ways.given == 0
 
 
+async def test_a_client_that_sends_on_behind_its_last_request_is_not_reset() -> None:
+    """It might not see the end of its answer."""
+    called, answers = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await call.read_body()
+        called.set()
+        await answers.wait()
+        await call.send(OK)
+
+    async with house_of(wait) as (it, _):
+        client = await it.connect()
+        client.writer.write(request(b'{"model":"m"}', "Connection: close") + b"x" * 500_000)
+        await called.wait()
+        await until(lambda: all(each.is_paused for each in it.front._site.connections))  # type: ignore[union-attr]
+        answers.set()
+        assert (await client.reader.read()).endswith(b"ok")
+
+
 async def test_a_body_that_nobody_wants_and_that_does_not_come_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
