@@ -8,7 +8,7 @@ ignores them. JSON Schema draft 2020-12.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llamaswapd.config.decode import BOOLEAN_WORDS, fields_by_key
@@ -24,9 +24,12 @@ from llamaswapd.config.schema import (
     ModelConfig,
     Peer,
     Profile,
+    Router,
+    Scheduling,
     Section,
     Selector,
     Store,
+    Strategy,
     UnitSettings,
     Words,
 )
@@ -49,6 +52,13 @@ _REQUIRED: Mapping[type[Section], list[str]] = {
     Matrix: ["sets"],
     Store: ["path"],
     Container: ["image"],
+}
+
+# Texts that are one of a few words. A wrong one is an error of the rules, in llama-swap's words, and not of the type.
+_CHOICES: Mapping[type[Section], Mapping[str, tuple[str, ...]]] = {
+    Selector: {"strategy": get_args(Strategy)},
+    Router: {"use": ("group", "matrix", "")},
+    Scheduling: {"use": (Scheduling().use, "")},
 }
 
 # Keys that are read without being fields: old spellings, and what llama-swap accepts without effect.
@@ -98,7 +108,8 @@ def _section(section: type[Section]) -> Schema:
     for key, (name, hint) in fields_by_key(section).items():
         block, _, inner = key.rpartition(".")
         properties = described[block].setdefault("properties", {}) if block else described
-        value = _MACROS if name == "macros" else _value(hint)
+        choices = _CHOICES.get(section, {}).get(name)
+        value = _one_of(choices) if choices else _MACROS if name == "macros" else _value(hint)
         properties[inner] = {"description": descriptions[name], **value, **_default(getattr(section(), name))}
     required = {"required": _REQUIRED[section]} if section in _REQUIRED else {}
     return {
@@ -136,9 +147,8 @@ def _value(hint: Any) -> Schema:
     if get_origin(hint) in (types.UnionType, Union):  # with None, which every value may be
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
-        choices = [choice for choice in get_args(hint) if choice]
         others = _TEXT if any(isinstance(mark, Lenient) for mark in marks) else _MACRO
-        return {"anyOf": [{"enum": choices}, others, _NULL]}
+        return _one_of([choice for choice in get_args(hint) if choice], others)
     if get_origin(hint) is tuple:
         return _TEXTS
     if get_origin(hint) is Mapping:
@@ -146,6 +156,10 @@ def _value(hint: Any) -> Schema:
     if isinstance(hint, type) and issubclass(hint, Section):
         return {"$ref": f"#/$defs/{hint.__name__}"}
     return _BY_TYPE[hint]
+
+
+def _one_of(choices: Sequence[str], others: Schema = _MACRO) -> Schema:
+    return {"anyOf": [{"enum": list(choices)}, others, _NULL]}
 
 
 _BY_TYPE: Mapping[Any, Schema] = {

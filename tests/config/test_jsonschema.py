@@ -39,6 +39,9 @@ def test_defaults_and_choices_are_told() -> None:
     assert top["startPort"]["default"] == 5800
     assert top["apiKeys"]["default"] == []
     assert top["logToStdout"]["anyOf"][0] == {"enum": ["proxy", "upstream", "both", "none"]}
+    selector = SCHEMA["$defs"]["Selector"]["properties"]
+    assert selector["strategy"]["anyOf"][0] == {"enum": ["pin", "warm", "spillover"]}
+    assert SCHEMA["$defs"]["Router"]["properties"]["use"]["anyOf"][0] == {"enum": ["group", "matrix", ""]}
     assert top["systemd"]["properties"]["manager"]["default"] == "auto"
     assert SCHEMA["$defs"]["Performance"]["properties"]["every"]["default"] == "5s"
     assert model["filters"]["$ref"] == "#/$defs/Filters"
