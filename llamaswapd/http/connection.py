@@ -137,7 +137,8 @@ class Connection(Link, asyncio.Protocol):
         if shape is not None and (digits := shape.fit(data)) is not None:
             start = shape.fixed + len(digits)
         else:
-            data = _with_ascii_target(data)
+            if not data.isascii():  # quick, and so for most
+                data = _with_ascii_target(data)
             end = data.find(b"\r\n\r\n")
             start = end + 4
             found = _templates.read(data[:start]) if end >= 0 else None
@@ -303,7 +304,8 @@ class Connection(Link, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._site.remove(self)
-        self.discard_unread()  # requests that nobody answers any more, say
+        if self.is_ending or self.is_paused or self._ahead:  # it may have sent what nobody answers any more
+            self.discard_unread()
         self._leave()
         if self._handler is not None:
             self._handler.connection_lost(exc)
