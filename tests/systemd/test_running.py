@@ -590,13 +590,13 @@ async def test_there_is_nothing_to_take_over_from_a_unit_that_is_not_there(make:
     assert not manager._watches
 
 
-async def test_a_unit_says_what_it_uses_until_it_is_gone(private: Any, make: Make) -> None:
+async def test_a_unit_says_what_it_uses_until_it_is_gone(make: Make) -> None:
+    """Its cgroup counts it or, where the machine keeps the controllers to cgroup v1, its processes are asked."""
     unit = await start(make(), shell("sleep 600 & wait"))
     used = unit.resources()
-    counts = (private.cgroup_root / "cgroup.controllers").read_text().split()  # the machine may keep some to cgroup v1
     assert used.cpu_s is not None
-    assert (used.tasks is not None) == ("pids" in counts)
-    assert (used.memory_bytes is not None) == ("memory" in counts)
+    assert used.tasks in (1, 2)
+    assert used.memory_bytes
     await unit.stop(5)
     assert unit.resources() == Resources()
 
