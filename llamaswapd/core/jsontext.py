@@ -24,6 +24,8 @@ CLOSING = dict(zip(b"{[", b"}]", strict=True))
 TEXT_LIMIT_BYTES = 4096
 # Of longer texts no copies are made, though for shorter ones they cost less than a view.
 COPY_LIMIT_BYTES = 256 * 1024
+# Shorter parts of theirs are copied all the same: a view takes some 200 bytes, and a list may have millions of numbers.
+VIEW_BYTES = 1024
 # About the limit of Go's encoding/json; each level that is open costs a step in Python.
 DEPTH_LIMIT = 10_000
 
@@ -288,7 +290,7 @@ def split(path: str) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Item:
     key: str  # of a list's element: ""
     before: Text  # blanks, key, colon
@@ -317,13 +319,13 @@ class _Container(_JsonReader):
         self._at += 1
         start = end = self.position
         self._is_list = opening in b"["
-        self._head = self._whole[:start]
+        self._head = self._part(0, start)
         mark = yield from self._peek()
         while mark != CLOSING[opening]:
             if self._items:
                 if mark != COMMA:
                     raise Malformed
-                self._items[-1].after = self._whole[end : self.position]
+                self._items[-1].after = self._part(end, self.position)
                 self._at += 1
                 start = self.position
             key = "" if self._is_list else (yield from self._key())
@@ -331,9 +333,13 @@ class _Container(_JsonReader):
             middle = self.position
             yield from self._value()
             end = self.position
-            self._items.append(_Item(key, self._whole[start:middle], self._whole[middle:end], b""))
+            self._items.append(_Item(key, self._part(start, middle), self._part(middle, end), b""))
             mark = yield from self._peek()
-        self._tail = self._whole[end:]
+        self._tail = self._part(end, len(self._whole))
+
+    def _part(self, start: int, end: int) -> Text:
+        part = self._whole[start:end]
+        return part if end - start >= VIEW_BYTES or isinstance(part, bytes) else bytes(part)
 
     @property
     def text(self) -> bytes:

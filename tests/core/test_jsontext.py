@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -333,7 +334,20 @@ def test_edit_changes_only_the_members_concerned(
     text: str, deletes: list[str], sets: list[tuple[str, Any]], edited: str, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsontext, "COPY_LIMIT_BYTES", limit)
+    monkeypatch.setattr(jsontext, "VIEW_BYTES", 2)
     assert edit(text.encode(), deletes, sets).decode() == edited
+
+
+def test_the_small_members_of_a_long_text_do_not_take_a_view_each() -> None:
+    text = b"{" + b",".join([b'"":0'] * (COPY_LIMIT_BYTES // 4)) + b"}"
+    tracemalloc.start()
+    try:
+        pieces = jsontext.edited(text, [], [("a", 1)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert b"".join(pieces) == text[:-1] + b',"a":1}'
+    assert peak < 80 * len(text)
 
 
 @given(st.lists(st.text(min_size=1), min_size=1))
