@@ -10,6 +10,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import IO
 
 from aiohttp import web
@@ -47,7 +48,8 @@ class Body:
 
     def __exit__(self, *_: object) -> None:
         if self._spool is not None:
-            self._spool.close()
+            with suppress(OSError):  # of a full disk, which has been told by then
+                self._spool.close()
 
     @property
     def is_complete(self) -> bool:
@@ -168,11 +170,16 @@ class Body:
         try:
             if self._spool is None:
                 self._spool = tempfile.TemporaryFile(dir=SPOOL_DIR)  # noqa: SIM115, closed by __exit__
-            await asyncio.to_thread(self._spool.writelines, pieces or self._pieces)
+            await asyncio.to_thread(_write, self._spool, pieces or self._pieces)
         except OSError as error:
             raise Error(f"the request's body cannot be kept in {SPOOL_DIR}: {error.strerror}") from error
         self._pieces.clear()
         self._in_memory = 0
+
+
+def _write(file: IO[bytes], pieces: Sequence[bytes | memoryview]) -> None:
+    file.writelines(pieces)
+    file.flush()  # or a full disk would be told by whatever comes next
 
 
 def _content(file: IO[bytes]) -> bytes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 
 import pytest
 from aiohttp import web
@@ -8,7 +9,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.streams import StreamReader
 from aiohttp.test_utils import make_mocked_request
 
-from llamaswapd.errors import RequestTimeout, RequestTooLarge
+from llamaswapd.errors import Error, RequestTimeout, RequestTooLarge
 from llamaswapd.http import body as body_module
 from llamaswapd.http.body import Body
 
@@ -75,6 +76,20 @@ async def test_another_body_takes_the_place_of_a_complete_one(monkeypatch: pytes
         await body.replace([b"a long", memoryview(b"er one"), TEXT])
         assert (body.is_in_memory, body.length_to_send) == (False, 112)
         assert await streamed(body) == await body.whole() == b"a longer one" + TEXT
+
+
+async def test_a_full_disk_is_told_and_nothing_else_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "MEMORY_LIMIT", 30)
+    asked, content = request(len(TEXT))
+    content.feed_data(TEXT)
+    content.feed_eof()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))
+    try:
+        with pytest.raises(Error, match="cannot be kept in"), Body(asked) as body:
+            await body.whole()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_what_was_read_is_streamed_before_what_still_comes() -> None:
