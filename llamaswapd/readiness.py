@@ -37,6 +37,7 @@ LONGEST_PROBE_LIMIT_S = 16.0
 # How long the addresses of a host are believed. A container has its name once it runs, which may be long after `cmd`
 # has begun to fetch the image; until the one before it is gone, the name may be that one's.
 ADDRESSES_KEPT_S = 1.0
+KEPT_PER_LOOK_UP = 5  # and so many times as long as it took to learn them: nothing is probed meanwhile
 
 # How long the answer to a greeting may take; whatever it does to the server goes on.
 GREETING_LIMIT_S = 60.0
@@ -192,9 +193,11 @@ class _Host:
     async def addresses(self) -> list[tuple[str, int]]:
         """Return its addresses, none as long as nobody knows the name; raise StartError if it can be no name."""
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._believed_until:
+        if (began := loop.time()) >= self._believed_until:
             await self._look_up(loop)
-            self._believed_until = math.inf if self.where.is_local else loop.time() + ADDRESSES_KEPT_S
+            now = loop.time()
+            kept_s = math.inf if self.where.is_local else max(ADDRESSES_KEPT_S, (now - began) * KEPT_PER_LOOK_UP)
+            self._believed_until = now + kept_s
         return self._addresses
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:

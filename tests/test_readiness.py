@@ -201,6 +201,28 @@ async def test_an_ipv6_address_is_a_host_too() -> None:
     assert f"\r\nHost: [::1]:{server.port}\r\n" in server.heads[0]
 
 
+async def test_addresses_that_take_long_to_learn_are_believed_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, look_ups = [100.0], []
+
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        look_ups.append(host)
+        clock[0] += 3
+        return [(0, 0, 0, "", ("192.0.2.1", port))]
+
+    there = model(proxy="http://slow.invalid")
+    where = endpoint(there)
+    assert where is not None
+    host = readiness._Host(there, where)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: clock[0])
+        for _ in range(12):
+            assert await host.addresses() == [("192.0.2.1", 80)]
+            clock[0] += 2
+    assert len(look_ups) == 2
+
+
 async def test_a_host_that_can_have_no_address_is_an_error() -> None:
     with pytest.raises(StartError, match=r"cannot resolve the host of http://a\.\.b:80/health: .*; correct"):
         await ready(model(proxy="http://a..b"), Unit())
