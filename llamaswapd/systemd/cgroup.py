@@ -23,7 +23,7 @@ class Resources:
 
 
 def resources(folder: Path, proc: Path = PROC) -> Resources:
-    """Read the counters of a cgroup, which include all below it. A matter of microseconds."""
+    """Read the counters of a cgroup, which include all below it. A matter of microseconds if it counts."""
     cpu_us = _number(_field(_read(folder / "cpu.stat"), "usage_usec"))
     memory_bytes, tasks = _number(_read(folder / "memory.current")), _number(_read(folder / "pids.current"))
     return Resources(
@@ -35,9 +35,9 @@ def resources(folder: Path, proc: Path = PROC) -> Resources:
 
 def _resident_bytes(folder: Path, proc: Path) -> int | None:
     """Add up what the processes hold in memory. What they share counts for each of them, cached files do not count."""
-    pids = list(_ids(folder, "cgroup.procs"))
-    pages = [_number(_read(proc / pid / "statm").partition(" ")[2].partition(" ")[0]) or 0 for pid in pids]
-    return sum(pages) * os.sysconf("SC_PAGE_SIZE") if pids else None
+    sizes = [_read(proc / pid / "statm").split() for pid in _ids(folder, "cgroup.procs")]
+    pages = [int(size[1]) for size in sizes if size]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") or None
 
 
 def _listed(folder: Path, name: str) -> int | None:
