@@ -452,7 +452,8 @@ class TestWhileTheBusIsAway:
         await vanished(pid)
         assert not unit.ended.done()
         await bus.comes()
-        assert str(await unit.ended) == "ended (unknown)"
+        # Known after all if systemd lets go of the unit, whose reference went with the bus, later than we are back.
+        assert str(await unit.ended) in ("ended (unknown)", "killed by SIGKILL (signal)")
         await unit.stop(20)
         await start(make())
 
