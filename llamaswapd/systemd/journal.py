@@ -6,7 +6,7 @@ knows which entries are a model's.
 
 journald finds out whose a line is when it reads it. A process that is gone by then leaves a line without unit and
 invocation, and often it is the line that says why it failed. Such a line still has its SYSLOG_IDENTIFIER, which is the
-model's id, so it is asked for by that as well.
+model's id, with the name of the instance if it has one, so it is asked for by that as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from llamaswapd.errors import Error, ManagerUnavailable, UnitError
-from llamaswapd.systemd.unit import model_id_of, slice_name, unit_name
+from llamaswapd.systemd.unit import identifier, model_id_of, slice_name, unit_name
 
 LOCAL_ONLY = 1  # SD_JOURNAL_LOCAL_ONLY, sd_journal_open(3)
 
@@ -168,6 +168,7 @@ class Journal:
         """
         ids = set(self._model_ids() if models is None else models)
         names = {unit_name(model_id, self._instance): model_id for model_id in ids}
+        identifiers = {identifier(model_id, self._instance): model_id for model_id in ids}
         matches = [match for name, model_id in names.items() for match in self._by_unit(name, model_id)]
         if models is None:
             slice_field = f"_SYSTEMD_{self._prefix}SLICE={slice_name(self._instance)}"
@@ -178,8 +179,7 @@ class Journal:
             if name := reader.get(self._unit_field):
                 model_id = names.get(name) or (model_id_of(name, self._instance) if models is None else None)
             else:
-                identifier = reader.get("SYSLOG_IDENTIFIER")
-                model_id = identifier if identifier in ids else None
+                model_id = identifiers.get(reader.get("SYSLOG_IDENTIFIER"))
             return [(model_id, line) for line in text_lines(reader.get("MESSAGE"))] if model_id else []
 
         if not matches:  # without one, every entry there is would be shown
@@ -247,7 +247,8 @@ class Journal:
         """Return the matches for the output of a model's unit."""
         matches: list[Match] = [(f"{self._unit_field}={name}", *self._of_manager)]
         if model_id:
-            matches.append((f"SYSLOG_IDENTIFIER={model_id}", "_TRANSPORT=stdout", *self._of_user))
+            said = f"SYSLOG_IDENTIFIER={identifier(model_id, self._instance)}"
+            matches.append((said, "_TRANSPORT=stdout", *self._of_user))
         return matches
 
 

@@ -67,6 +67,11 @@ def model_id_of(name: str, instance: str = "") -> str | None:
     return model_id if unit_name(model_id, instance) == name else None
 
 
+def identifier(model_id: str, instance: str = "") -> str:
+    """Return what a model's lines have in the journal as SYSLOG_IDENTIFIER; two instances may have the same model."""
+    return f"{_printable(model_id)}@{instance}" if instance else _printable(model_id)
+
+
 def slice_name(instance: str = "") -> str:
     """Return the slice of all models; by its dashes a child of the instance's own."""
     return _prefix(instance) + "models.slice"
@@ -184,7 +189,7 @@ def _base(model: ModelConfig, host: Host) -> dict[str, tuple[str, ...]]:
         "KillMode": ("control-group",),
         "WorkingDirectory": (host.directory.replace("%", "%%"),),
         "StandardInput": ("null",),
-        "SyslogIdentifier": (label.replace("%", "%%"),),
+        "SyslogIdentifier": (identifier(model.id, host.instance).replace("%", "%%"),),
         "LogExtraFields": tuple(quote(f"{name}={value}") for name, value in _identity(model, host.instance)),
         # 0 would mean journald's default of some 10000 lines in 30 s, not "unlimited".
         "LogRateLimitIntervalSec": ("1s",),

@@ -15,7 +15,7 @@ import pytest
 from llamaswapd.errors import ManagerUnavailable
 from llamaswapd.systemd.journal import Journal, text_lines
 from llamaswapd.systemd.private import PrivateManager
-from llamaswapd.systemd.unit import slice_name, unit_name
+from llamaswapd.systemd.unit import identifier, slice_name, unit_name
 
 PLENTY = 1_000_000  # bytes of history
 MARK = ("", "")
@@ -43,10 +43,20 @@ class Models:
         inside = Path("/run/user", str(os.getuid()), written.name)
         await self.systemd(
             "systemd-run", "--quiet", "--wait", "--collect", f"--unit={self.unit(model)}",
-            f"--slice={slice_name(self.instance)}", f"--property=SyslogIdentifier={model}", *options,
+            f"--slice={slice_name(self.instance)}",
+            f"--property=SyslogIdentifier={identifier(model, self.instance)}", *options,
             "bash", "-c", f"exec 3>{inside}; {shell}",
         )  # fmt: skip
         return written.read_text().strip()
+
+    @asynccontextmanager
+    async def late_journald(self) -> AsyncIterator[None]:
+        """Let journald read what is said meanwhile when who said it is gone, so that it cannot know their units."""
+        await self.systemd("systemctl", "kill", "--signal=SIGSTOP", "systemd-journald.service")
+        try:
+            yield
+        finally:
+            await self.systemd("systemctl", "kill", "--signal=SIGCONT", "systemd-journald.service")
 
     async def systemd(self, program: str, *arguments: str) -> None:
         environ = {**os.environ, **self._manager.environment}
@@ -121,9 +131,10 @@ async def test_a_model_is_not_given_the_lines_of_another_or_of_another_instance(
 ) -> None:
     stranger = Models(private)
     async with models.following("a") as lines:
-        await models.run("b", "echo b")
-        await stranger.run("a", "echo stranger")
-        await models.run("a", "echo a")
+        async with models.late_journald():
+            await models.run("b", "echo b")
+            await stranger.run("a", "echo stranger")
+            await models.run("a", "echo a")
         assert await anext(lines) == ("a", "a")
 
 
@@ -151,7 +162,7 @@ async def test_no_line_of_a_process_that_is_gone_at_once_is_lost(models: Models)
                 "--collect",
                 unit,
                 f"--slice={slice_name(models.instance)}",
-                f"-pSyslogIdentifier={model}",
+                f"-pSyslogIdentifier={identifier(model, models.instance)}",
             )
             group.create_task(models.systemd("systemd-run", *options, "sh", "-c", "echo boo >&2; exit 3"))
         assert sorted(await take(lines, 50)) == sorted((model, "boo") for model in models.ids)

@@ -230,6 +230,11 @@ def test_description_and_identifier_are_printable() -> None:
     assert value_of(spec, "SyslogIdentifier") == "a%___"
 
 
+def test_the_identifier_tells_the_instances_of_a_model_apart() -> None:
+    assert value_of(build(model(), HOST), "SyslogIdentifier") == "qwen"
+    assert value_of(build(model(), dataclasses.replace(HOST, instance="lab")), "SyslogIdentifier") == "qwen@lab"
+
+
 def test_times_are_those_of_the_model() -> None:
     spec = build(model(unload_timeout=7, health_check_timeout=60), HOST)
     assert value_of(spec, "TimeoutStopUSec") == 7_000_000
