@@ -17,7 +17,7 @@ from llamaswapd.machine.performance import GpuSample, Performance, Record, Sampl
 
 # time.RFC3339 of Go's library, in which llama-swap reads it: capital letters, any number of decimals.
 RFC3339 = re.compile(
-    r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2})(?:[.,](\d+))?(?:Z|([+-](?:[01]\d|2[0-3]):[0-5]\d))", re.ASCII
+    r"(\d{4}-\d{2}-\d{2}T(?:[01]\d|2[0-3]):\d{2}:\d{2})(?:[.,](\d+))?(?:Z|([+-](?:[01]\d|2[0-3]):[0-5]\d))", re.ASCII
 )
 
 

@@ -305,6 +305,13 @@ UNREADABLE = {
     ("PrivateUsers", "identity"),
     ("ProtectControlGroups", "strict"),
 }
+# What systemd-run makes something else of by 262: a prefix is gone, a kind of namespace is new, accounting always on.
+CHANGED_SINCE_257 = {
+    ("ExecStartPre", "!!/bin/id"),
+    ("RestrictNamespaces", "no"),
+    ("RestrictNamespaces", "~net"),
+    ("CPUAccounting", "yes"),
+}
 
 
 @pytest.mark.skipif(not shutil.which("systemd-run"), reason="needs systemd-run to compare with")
@@ -316,6 +323,7 @@ def test_every_example_means_what_systemd_takes_it_for(tmp_path: Path) -> None:
         for value in values
         if minimum_version(name, [value]) <= version
         if (name, value) not in UNREADABLE
+        if version <= 257 or (name, value) not in CHANGED_SINCE_257
     ]
     theirs = _read_by_systemd_run(known, tmp_path)
     ours = [_alike(prop) for name, value in known for prop in properties(name, [value])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,10 @@ from beds import INSIDE, NEEDS_ROOT, PYTEST, ROOT, container, drive
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(180), NEEDS_ROOT]
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+SUITES = os.environ.get("LLAMASWAPD_TEST_SUITES", "bookworm trixie").split()
+
+
+@pytest.fixture(scope="module", params=SUITES)
 def bed(request: pytest.FixtureRequest) -> Iterator[str]:
     with container(request.param) as name:
         yield name
