@@ -24,10 +24,10 @@ CLOSING = dict(zip(b"{[", b"}]", strict=True))
 TEXT_LIMIT_BYTES = 4096
 # Of longer texts no copies are made, though for shorter ones they cost less than a view.
 COPY_LIMIT_BYTES = 256 * 1024
-# Shorter parts of theirs are copied all the same: a view takes some 200 bytes, and a list may have millions of numbers.
-VIEW_BYTES = 1024
 # About the limit of Go's encoding/json; each level that is open costs a step in Python.
 DEPTH_LIMIT = 10_000
+
+NOWHERE = -1
 
 INDEX = re.compile(r"-1|[0-9]{1,6}")  # longer lists are a slip of the pen
 START = re.compile(rb"[\x00-\x20\xef\xbb\xbf]*")  # blanks and a byte order mark, which some clients send
@@ -292,24 +292,27 @@ def split(path: str) -> list[str]:
 
 @dataclass(eq=False, slots=True)
 class _Item:
+    """A member of an object or an element of a list, by where it stands in the text."""
+
     key: str  # of a list's element: ""
-    before: Text  # blanks, key, colon
-    value: Text
-    after: Text  # blanks before the comma
+    start: int  # behind the comma before it; NOWHERE of a new one
+    middle: int  # where its value begins
+    end: int  # where its value ends
+    stop: int  # where the comma behind it is
+    value: bytes | None = None  # None: as in the text
 
 
 class _Container(_JsonReader):
-    """A list or object taken apart into its items; joined by commas they are the text again."""
+    """A list or object taken apart into its items; what is not changed is taken over in as few pieces as can be."""
 
     def __init__(self, text: Text) -> None:
         super().__init__()
         self._items: list[_Item] = []
         self._is_list = False
-        self._head: Text = b""
-        self._tail: Text = b""
+        self._first = self._last = 0  # where the items begin and end
         self._whole = memoryview(text) if len(text) > COPY_LIMIT_BYTES else text
         self.feed(text)
-        if not self._tail:
+        if not self._last:
             raise Malformed
 
     def _read(self) -> Reading[None]:
@@ -317,15 +320,14 @@ class _Container(_JsonReader):
         if opening not in CLOSING:
             raise Malformed
         self._at += 1
-        start = end = self.position
+        self._first = start = end = self.position
         self._is_list = opening in b"["
-        self._head = self._part(0, start)
         mark = yield from self._peek()
         while mark != CLOSING[opening]:
             if self._items:
                 if mark != COMMA:
                     raise Malformed
-                self._items[-1].after = self._part(end, self.position)
+                self._items[-1].stop = self.position
                 self._at += 1
                 start = self.position
             key = "" if self._is_list else (yield from self._key())
@@ -333,13 +335,9 @@ class _Container(_JsonReader):
             middle = self.position
             yield from self._value()
             end = self.position
-            self._items.append(_Item(key, self._part(start, middle), self._part(middle, end), b""))
+            self._items.append(_Item(key, start, middle, end, end))
             mark = yield from self._peek()
-        self._tail = self._part(end, len(self._whole))
-
-    def _part(self, start: int, end: int) -> Text:
-        part = self._whole[start:end]
-        return part if end - start >= VIEW_BYTES or isinstance(part, bytes) else bytes(part)
+        self._last = end
 
     @property
     def text(self) -> bytes:
@@ -347,19 +345,35 @@ class _Container(_JsonReader):
 
     @property
     def pieces(self) -> list[Text]:
-        found = [self._head]
+        whole, comma, found = self._whole, b"", list[Text]()
+        begin, at = (
+            0,
+            self._first,
+        )  # a stretch of the text that is taken over, and goes on as long as items follow in it
         for item in self._items:
-            found += (item.before, item.value, item.after, b",")
-        if self._items:
-            found.pop()
-        return [*found, self._tail]
+            if item.start != at + len(comma):
+                found += (whole[begin:at], comma)
+                begin = item.start
+            comma = b","
+            if item.value is None:
+                at = item.stop
+            elif item.start == NOWHERE:  # behind all that were there
+                found += (b"" if self._is_list else _dumped(item.key) + b":", item.value)
+                begin = at = self._last
+            else:
+                found += (whole[begin : item.middle], item.value)
+                begin, at = item.end, item.stop
+        return [*found, whole[begin:at], whole[self._last :]]
 
     def delete(self, path: Sequence[str]) -> None:
-        for item in self._named(path[0], last=len(path) == 1):
-            if len(path) == 1:
-                self._items.remove(item)
-            elif item.value[0] in CLOSING:
-                inner = _Container(item.value)
+        items = self._named(path[0], last=len(path) == 1)
+        if len(path) == 1:
+            self._remove(items)
+            return
+        for item in items:
+            old = self._value_of(item)
+            if old[0] in CLOSING:
+                inner = _Container(old)
                 inner.delete(path[1:])
                 item.value = inner.text
 
@@ -368,14 +382,25 @@ class _Container(_JsonReader):
         name, rest = path[0], path[1:]
         items = self._named(name)
         if items:
-            items[0].value = _with(items[0].value, rest, value)
-            self._items = [i for i in self._items if i is items[0] or i not in items]
+            items[0].value = _with(self._value_of(items[0]), rest, value)
+            self._remove(items[1:])
         elif not self._is_list:
-            self._items.append(_Item(name, _dumped(name) + b":", _with(b"", rest, value), b""))
+            self._add(name, _with(b"", rest, value))
         elif _is_index(name):
-            missing = max(int(name) - len(self._items), 0)
-            values = [b"null"] * missing + [_with(b"", rest, value)]
-            self._items += [_Item("", b"", v, b"") for v in values]
+            for _ in range(int(name) - len(self._items)):
+                self._add("", b"null")
+            self._add("", _with(b"", rest, value))
+
+    def _value_of(self, item: _Item) -> Text:
+        return self._whole[item.middle : item.end] if item.value is None else item.value
+
+    def _add(self, key: str, value: bytes) -> None:
+        self._items.append(_Item(key, NOWHERE, 0, 0, 0, value))
+
+    def _remove(self, items: Sequence[_Item]) -> None:
+        gone = set(items)  # there may be as many of one key as find room in a body
+        if gone:
+            self._items = [item for item in self._items if item not in gone]
 
     def _named(self, name: str, last: bool = False) -> list[_Item]:
         """Return the items that a part of a path means; `-1` only where the `last` one can be meant."""

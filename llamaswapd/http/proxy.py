@@ -41,7 +41,7 @@ from llamaswapd.observe import Inflight
 log = logging.getLogger(__name__)
 
 LOADING_PATH = "/v1/chat/completions"  # the only clients that show reasoning
-INLINE_EDIT_LIMIT = 256 * 1024  # bytes of JSON; editing more would hold up every stream for milliseconds
+INLINE_EDIT_LIMIT = 64 * 1024  # bytes of JSON; of tiny members, more would hold up every stream for a tenth of a second
 COMFYUI_PATH = "/comfyui/"
 
 

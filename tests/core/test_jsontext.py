@@ -334,8 +334,30 @@ def test_edit_changes_only_the_members_concerned(
     text: str, deletes: list[str], sets: list[tuple[str, Any]], edited: str, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsontext, "COPY_LIMIT_BYTES", limit)
-    monkeypatch.setattr(jsontext, "VIEW_BYTES", 2)
     assert edit(text.encode(), deletes, sets).decode() == edited
+
+
+def test_a_key_may_be_there_as_often_as_there_is_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with each compared, 250 kB of it would hold everybody up for ten seconds."""
+    compared = 0
+
+    def compare(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    monkeypatch.setattr(jsontext._Item, "__eq__", compare)
+    text = b'{"model":"m"' + b',"":0' * 2000 + b',"b":1}'
+    assert edit(text, [], [("", 2)]) == b'{"model":"m","":2,"b":1}'
+    assert edit(text, [""], []) == b'{"model":"m","b":1}'
+    assert compared < 2000
+
+
+def test_what_stays_as_it_was_is_one_piece() -> None:
+    text = b"{%b}" % b", ".join(b'"k%d": 0' % number for number in range(1000))
+    pieces = jsontext.edited(text, ["k500"], [("k700", 1), ("new", 2)])
+    assert b"".join(pieces) == text.replace(b', "k500": 0', b"").replace(b'"k700": 0', b'"k700": 1')[:-1] + b',"new":2}'
+    assert len(pieces) < 20
 
 
 def test_the_small_members_of_a_long_text_do_not_take_a_view_each() -> None:
