@@ -195,8 +195,9 @@ class _Host:
         loop = asyncio.get_running_loop()
         if (began := loop.time()) >= self._believed_until:
             await self._look_up(loop)
-            now = loop.time()
-            kept_s = math.inf if self.where.is_local else max(ADDRESSES_KEPT_S, (now - began) * KEPT_PER_LOOK_UP)
+            now, kept_s = loop.time(), ADDRESSES_KEPT_S
+            if self._addresses:
+                kept_s = math.inf if self.where.is_local else max(kept_s, (now - began) * KEPT_PER_LOOK_UP)
             self._believed_until = now + kept_s
         return self._addresses
 

@@ -223,6 +223,31 @@ async def test_addresses_that_take_long_to_learn_are_believed_longer(monkeypatch
     assert len(look_ups) == 2
 
 
+@pytest.mark.parametrize("name", ["localhost", "slow.invalid"])
+async def test_that_a_host_has_no_address_is_believed_for_a_moment_only(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, results = [100.0], [[], [(0, 0, 0, "", ("192.0.2.1", 80))]]
+
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        clock[0] += 3
+        if found := results.pop(0):
+            return found
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    there = model(proxy=f"http://{name}")
+    where = endpoint(there)
+    assert where is not None
+    host = readiness._Host(there, where)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: clock[0])
+        assert await host.addresses() == []
+        clock[0] += readiness.ADDRESSES_KEPT_S
+        assert await host.addresses() == [("192.0.2.1", 80)]
+
+
 async def test_a_host_that_can_have_no_address_is_an_error() -> None:
     with pytest.raises(StartError, match=r"cannot resolve the host of http://a\.\.b:80/health: .*; correct"):
         await ready(model(proxy="http://a..b"), Unit())
