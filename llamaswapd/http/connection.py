@@ -304,7 +304,8 @@ class Connection(Link, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._site.remove(self)
-        if self.is_ending or self.is_paused or self._ahead:  # it may have sent what nobody answers any more
+        # It may have sent what nobody answers any more. All of it was read if the last write went out at once.
+        if self.is_ending or self.is_paused or self._ahead or self.has_waited:
             self.discard_unread()
         self._leave()
         if self._handler is not None:

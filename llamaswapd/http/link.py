@@ -134,6 +134,11 @@ class Link(asyncio.BaseProtocol):
         self.transport.close()
 
     @property
+    def has_waited(self) -> bool:
+        """Whether the last of what was written may have waited in the transport, which reads nothing once it closes."""
+        return self._direct < 0
+
+    @property
     def has_unread(self) -> bool:
         """Whether the other side has sent something that has not been read, if only a part of a TLS record."""
         if self.transport.is_closing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -367,6 +368,37 @@ async def test_a_client_that_sends_on_behind_its_last_request_is_not_reset() -> 
         await until(lambda: all(each.is_paused for each in it.front._site.connections))  # type: ignore[union-attr]
         answers.set()
         assert (await client.reader.read()).endswith(b"ok")
+
+
+async def test_a_client_that_sends_on_while_its_answer_is_on_its_way_is_not_reset() -> None:
+    """A transport that closes reads nothing more, but may have much to send yet."""
+    length = 100_000
+    called, answers = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await call.read_body()
+        called.set()
+        await answers.wait()
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * length)
+
+    async with house_of(wait) as (it, _):
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", it.port))
+            await loop.sock_sendall(client, request(b'{"model":"m"}', "Connection: close"))
+            await called.wait()
+            [connection] = it.front._site.connections  # type: ignore[union-attr]
+            connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+            answers.set()
+            await until(connection.transport.is_closing)
+            assert connection.transport.get_write_buffer_size()
+            await loop.sock_sendall(client, b"\r\n")
+            received = b""
+            while piece := await loop.sock_recv(client, 65536):
+                received += piece
+        assert len(received.partition(b"\r\n\r\n")[2]) == length
 
 
 async def test_a_body_that_nobody_wants_and_that_does_not_come_ends_the_connection(
