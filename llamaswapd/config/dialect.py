@@ -97,7 +97,9 @@ def _remedy(source: str, error: yaml.MarkedYAMLError) -> str:
         return "; indent with blanks, not tabs" if rest.startswith("\t") else "; put quotes around the value"
     if "tab character" in problem:
         return "; indent with blanks, not tabs"
-    return '; put quotes around a value with ": " in it' if problem.startswith("mapping values are not allowed") else ""
+    if problem.startswith("mapping values are not allowed"):
+        return '; put quotes around a value with ": " in it, or look whether the line is indented like its neighbours'
+    return ""
 
 
 class _Reader:

@@ -122,7 +122,12 @@ def test_a_list_at_the_top_is_refused() -> None:
         ("a:\n\tb: 1\n", "yaml: line 2: found character that cannot start any token; indent with blanks, not tabs"),
         ("a:\n  b: 1\n\tc: 1\n", "; indent with blanks, not tabs"),
         ("a: @b\n", "yaml: line 1: found character that cannot start any token; put quotes around the value"),
-        ("a: b: c\n", 'not allowed in this context; put quotes around a value with ": " in it'),
+        (
+            "a: b: c\n",
+            'in this context; put quotes around a value with ": " in it, or look whether the line is indented like its '
+            "neighbours",
+        ),
+        ("a: x\n b: y\n", "or look whether the line is indented like its neighbours"),
     ],
 )
 def test_the_usual_mistakes_are_told_with_a_remedy(source: str, remedy: str) -> None:
