@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from llamaswapd.config.regex import without_start
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.errors import Error, StartError, UnitResult
 
@@ -166,7 +167,7 @@ async def _ready(model: ModelConfig, unit: Starting, host: _Host | None) -> None
 
 async def _hint_on_line(model: ModelConfig, unit: Starting, hint: asyncio.Event) -> None:
     try:
-        await unit.wait_for_line(re.compile(model.ready_log))
+        await unit.wait_for_line(re.compile(without_start(model.ready_log)))
     except Error as error:
         log.warning("<%s> its log cannot be watched for readyLog: %s", model.id, error)
         raise

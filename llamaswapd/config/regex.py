@@ -39,6 +39,14 @@ def compile_re2(pattern: str) -> re.Pattern[str]:
         raise RegexError(f"Python cannot compile it: {error}") from None
 
 
+def without_start(pattern: str) -> str:
+    """Return an expression that is found in the same texts without a `.*` at its beginning.
+
+    To search for one that begins so takes time with the square of the text's length.
+    """
+    return re.sub(r"^(\.\*\??(?![?*+{]))+", "", pattern)
+
+
 def _failed(code: str, part: str) -> RegexError:
     return RegexError(f"error parsing regexp: {code}: `{part}`")
 

@@ -64,7 +64,8 @@ LIST_MEMBER = re.compile(rf"{_BLANKS}({_STRING}){_BLANKS}:{_BLANKS}\[".encode(),
 NEXT_MEMBER = re.compile(rf"\]{_BLANKS},(?={_BLANKS}\")".encode())  # behind a list that is a member of an object
 QUICK_MEMBER_BYTES = 64 * 1024  # longer members, and more behind a list, are left to the scanner
 GUESSES = 16  # how many ends of lists are tried
-QUICK_MEMBERS = 256  # how many members are read behind all of them: what is not found soon is not found quickly
+# How many members are read before such a list, and behind all of them: what is not found soon is not found quickly.
+QUICK_MEMBERS = 256
 
 
 def first_model(text: bytes) -> str | None:
@@ -86,10 +87,11 @@ def quick_model(text: bytes) -> str | None:
     start = OBJECT.match(text)
     if start is None:
         return None
-    at = start.end()
+    at, members = start.end(), QUICK_MEMBERS
     while (in_list := LIST_MEMBER.match(text, at)) is None:
         member = MEMBER.match(text, at, at + QUICK_MEMBER_BYTES)
-        if member is None:
+        members -= 1
+        if member is None or not members:
             return None
         if _is_model(member[1]):
             return _plain(member[2])

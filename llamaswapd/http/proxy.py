@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from llamaswapd.config.regex import compile_re2
+from llamaswapd.config.regex import compile_re2, without_start
 from llamaswapd.config.schema import COMFYUI_ID, ModelConfig, PeerModel
 from llamaswapd.core import routing
 from llamaswapd.core.filters import Edit, edit_for
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 LOADING_PATH = "/v1/chat/completions"  # the only clients that show reasoning
 INLINE_EDIT_LIMIT = 64 * 1024  # bytes of JSON; of tiny members, more would hold up every stream for a tenth of a second
+ASSET_LIMIT = 2048  # characters of a path that may be that of an asset; searching a long one may take seconds
+STEP_BYTES = 64 * 1024  # of a body that are looked at before others have their turn
 COMFYUI_PATH = "/comfyui/"
 
 
@@ -168,6 +170,8 @@ class Proxy:
 
     def _is_asset(self, rest: str) -> bool:
         path = unquote(rest)
+        if len(path) > ASSET_LIMIT:
+            return False
         return any(_pattern(each).search(path) for each in self._engine.config.upstream.ignore_paths)
 
     def _shows_loading(self, model: ModelConfig, reader: ModelReader, target: str) -> bool:
@@ -291,7 +295,7 @@ def _is_ignored(request: web.Request, target: ModelConfig | PeerModel) -> bool:
 
 @lru_cache(maxsize=128)
 def _pattern(text: str) -> re.Pattern[str]:
-    return compile_re2(text)
+    return compile_re2(without_start(text))
 
 
 def _to_folder(request: web.Request, path: str, query: str) -> web.StreamResponse:
@@ -302,7 +306,7 @@ def _to_folder(request: web.Request, path: str, query: str) -> web.StreamRespons
 async def _find_name(reader: ModelReader, body: Body) -> str:
     """Read as much of the body as it takes to find the model's name."""
     while reader.name is None and not reader.done and (piece := await body.read_more()):
-        reader.feed(piece)
+        await _feed(reader, piece)
     return reader.finish()
 
 
@@ -310,7 +314,17 @@ async def _read_on(reader: ModelReader | None, body: Body) -> None:
     """Read the body to its end: only then does aiohttp read on, and notice when the client leaves."""
     while piece := await body.read_more():
         if reader is not None:
-            reader.feed(piece)
+            await _feed(reader, piece)
+
+
+async def _feed(reader: ModelReader, piece: bytes) -> None:
+    """Let a reader see a piece of the body, which may be megabytes."""
+    if len(piece) <= STEP_BYTES:
+        reader.feed(piece)
+        return
+    for start in range(0, len(piece), STEP_BYTES):
+        reader.feed(piece[start : start + STEP_BYTES])
+        await asyncio.sleep(0)
 
 
 async def _rewrite(body: Body, reader: ModelReader, edit: Edit) -> None:

@@ -33,6 +33,8 @@ LOCAL_ONLY = 1  # SD_JOURNAL_LOCAL_ONLY, sd_journal_open(3)
 POLL_S = 0.015
 # Entries read in a row before the event loop has its turn.
 BATCH = 100
+# Characters of a line in which something is searched: that may take time with the square of their number.
+SEARCHED = 8192
 # How long the last lines of a process may be on their way after its end.
 SETTLE_S = 0.25
 
@@ -203,7 +205,7 @@ class Journal:
             async with aclosing(live(reader)) as entries:
                 async for _ in entries:
                     for line in text_lines(reader.get("MESSAGE")):
-                        if pattern.search(line):
+                        if pattern.search(line[:SEARCHED]):
                             return line
         raise AssertionError("live entries have no end")
 
@@ -256,7 +258,7 @@ async def history(
     reader: Reader, lines: Callable[[], list[tuple[str, str]]], limit_bytes: int
 ) -> AsyncGenerator[tuple[str, str], None]:
     """Yield the last whole lines of at most `limit_bytes`, oldest first; leave the reader at the newest entry."""
-    newest, past, size = b"", deque[tuple[str, str]](), 0
+    newest, past, size, read = b"", deque[tuple[str, str]](), 0, 0
     reader.seek_tail()
     while reader.previous():
         newest = newest or reader.cursor()
@@ -265,7 +267,8 @@ async def history(
         if size > limit_bytes:
             break
         past.extendleft(reversed(entry))
-        if len(past) % BATCH == 0:
+        read += 1
+        if read % BATCH == 0:
             await asyncio.sleep(0)
     for line in past:
         yield line

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llamaswapd.config.regex import RegexError, compile_re2
+from llamaswapd.config.regex import RegexError, compile_re2, without_start
 from llamaswapd.config.schema import UpstreamSection
 
 MEANINGS = [
@@ -84,6 +84,33 @@ MEANINGS = [
 def test_a_pattern_means_what_it_means_in_go(pattern: str, found: list[str], not_found: list[str]) -> None:
     compiled = compile_re2(pattern)
     assert [text for text in found + not_found if compiled.search(text)] == found
+
+
+@pytest.mark.parametrize(("pattern", "found", "not_found"), MEANINGS)
+def test_a_pattern_is_found_in_the_same_texts_without_its_start(
+    pattern: str, found: list[str], not_found: list[str]
+) -> None:
+    for start in ("", ".*", ".*?", ".*.*"):
+        compiled, without = compile_re2(start + pattern), compile_re2(without_start(start + pattern))
+        assert [bool(compiled.search(text)) for text in found + not_found] == [
+            bool(without.search(text)) for text in found + not_found
+        ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rest"),
+    [
+        (".*listening", "listening"),
+        (".*?.*x", "x"),
+        (".*", ""),
+        (".*a|b", "a|b"),
+        (".*+x", ".*+x"),  # Python's, of readyLog
+        ("a.*b", "a.*b"),
+        (r"\.*x", r"\.*x"),
+    ],
+)
+def test_a_start_that_is_anything_is_left_out(pattern: str, rest: str) -> None:
+    assert without_start(pattern) == rest
 
 
 def span(pattern: str, text: str) -> tuple[int, int]:

@@ -147,6 +147,7 @@ MESSAGES = b'{"messages":[{"content":[1],"model":"no","role":"]"},{"content":"],
         (MESSAGES + b',"model":"m","model":"no"}', "m"),
         # What cannot be told quickly:
         (MESSAGES + b',"x":1' * jsontext.QUICK_MEMBERS + b',"model":"m"}', None),
+        (b"{" + b'"x":1,' * jsontext.QUICK_MEMBERS + b'"model":"m"}', None),
         (b'{"a":[' + b'{"b":[],"c":1},' * jsontext.GUESSES + b'0],"model":"m"}', None),
         (MESSAGES + b"}", None),
         (MESSAGES + b',"stream":true}', None),

@@ -174,6 +174,8 @@ async def is_ignored(it: House, target: str) -> bool:
         ("/", False),
         ("/v1/models?a.js", False),
         ("/a.js/", False),
+        ("/" + "a" * 2044 + ".js", True),
+        ("/" + "a" * 2045 + ".js", False),
     ],
 )
 async def test_assets_load_no_model_by_default(rest: str, ignored: bool) -> None:
