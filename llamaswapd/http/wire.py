@@ -24,7 +24,7 @@ NO_HEAD = b"\0"  # nothing begins so
 LINE_LIMIT = 4 * 1024  # bytes of a chunk's size line with its extensions
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n\0]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*+)")
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _CHUNK_SIZE = re.compile(
     rb"([0-9A-Fa-f]{1,15})[ \t]*"
@@ -209,7 +209,7 @@ def parse_field(line: bytes) -> Field:
     match = _FIELD.fullmatch(line)
     if match is None:
         raise Malformed(f"bad header line {line[:100]!r}")
-    return Field(line, match[1].lower(), match[2])
+    return Field(line, match[1].lower(), match[2].strip(b" \t"))
 
 
 _parse_short_field = lru_cache(maxsize=2048)(parse_field)

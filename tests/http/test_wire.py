@@ -35,6 +35,15 @@ def test_a_head_is_read_with_its_fields_in_order() -> None:
     assert list(shape.pairs(digits)) == [("x-a", "1"), ("content-type", "text/plain"), ("x-a", "2")]
 
 
+def test_blanks_around_a_value_are_none_of_it_however_many_they_are() -> None:
+    """To look for them in each way there is would take years."""
+    blanks = b" \t" * 20_000
+    assert wire.parse_field(b"X:%bx%by%b" % (blanks, blanks, blanks)).value == b"x%by" % blanks
+    assert wire.parse_field(b"X:%b" % blanks).value == b""
+    with pytest.raises(Malformed):
+        wire.parse_field(b"X:%b\0" % blanks)
+
+
 def test_list_fields_give_their_members_in_lower_case() -> None:
     shape, _ = parse_head(b"HTTP/1.0 200 OK\r\nConnection: Close, X-Trace\r\nconnection: te")
     assert not shape.is_http11
