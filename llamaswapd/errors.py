@@ -129,6 +129,12 @@ class RequestTooLarge(RequestError):
     status = 413
 
 
+class PathTooDeep(RequestError):
+    """To look for the route of a path takes time with the square of its slashes."""
+
+    status = 414
+
+
 class TooManyRequests(RequestError):
     """`concurrencyLimit` requests of the model are admitted already."""
 

@@ -80,11 +80,12 @@ class Gate:
     async def _answer(self, request: web.Request, handler: Answering) -> web.StreamResponse:
         # aiohttp 3.8 counts its "100 Continue" as the beginning of the answer, see `render`.
         request.writer.output_size = 0
-        if (failure := connection_of(request).failure) is not None:
+        protocol = request.protocol
+        refusal = protocol.refusal if isinstance(protocol, Handler) else None
+        if (failure := connection_of(request).failure or refusal) is not None:
             return render(request, failure)
         if request.method == "OPTIONS":
             return cors_answer(request)
-        protocol = request.protocol
         if isinstance(protocol, Handler) and protocol.has_upgraded and announces_body(request):
             protocol.forget_rest()  # the body, which is no request
             response = error_answer(RequestError(LOST_BODY), request.headers.get("Accept", ""))

@@ -22,12 +22,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from llamaswapd.errors import Error, envelope
+from llamaswapd.errors import Error, PathTooDeep, envelope
 from llamaswapd.http.connection import LAST_REQUEST_S, LOOK_EVERY_S, Connection
 from llamaswapd.http.express import Express
 from llamaswapd.http.link import Outbox
 
 HEADER_LIMIT = 64 * 1024  # bytes of the request line and of each header field
+SLASHES = 1024  # in a path; a router takes time with the square of their number
 HEAD_LIMIT = 256 * 1024  # bytes of a whole request head; aiohttp 3.8 takes any number of fields
 PIPELINE_LIMIT = 64  # requests that wait on one connection for the answers before theirs; aiohttp 3.8 takes any number
 LINGER_S = 2.0  # how long a refused client may go on sending before its connection is closed
@@ -47,7 +48,9 @@ class Listener(NamedTuple):
 class Handler(web.RequestHandler):
     """aiohttp's part of one connection, made when it has the first request of it."""
 
-    __slots__ = ("_body", "_head_bytes", "_is_broken", "_next_message", "_refused", "_requests_seen", "connection")
+    __slots__ = (
+        "_body", "_head_bytes", "_is_broken", "_next_message", "_refused", "_requests_seen", "connection", "refusal",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         self.connection = connection
@@ -62,6 +65,7 @@ class Handler(web.RequestHandler):
             auto_decompress=False,  # bodies reach the models as they came
         )
         self._refused: asyncio.Future[None] | None = None
+        self.refusal: Error | None = None  # what a request is answered without a further look
         self._body: StreamReader = EMPTY_PAYLOAD  # of the newest request
         self._is_broken = False  # the newest request's body has ended in what is no chunk
         self._head_bytes = 0  # of a head that is not complete
@@ -231,7 +235,9 @@ def cancelled_if_gone(request: web.BaseRequest) -> Iterator[None]:
         connection.on_gone = None
 
 
-def _fit_for_aiohttp(make: Callable[..., web.BaseRequest], message: Any, *context: Any) -> web.BaseRequest:
+def _fit_for_aiohttp(
+    make: Callable[..., web.BaseRequest], message: Any, payload: StreamReader, handler: Handler, *context: Any
+) -> web.BaseRequest:
     """Make a request, of a message that is changed where aiohttp would stumble over it.
 
     It takes a trailer of a body in chunks for a header of the next request (seen in 3.8.4 and 3.14.5), whose length or
@@ -243,7 +249,12 @@ def _fit_for_aiohttp(make: Callable[..., web.BaseRequest], message: Any, *contex
         headers = message.headers.copy()
         headers["Expect"] = ascii(headers["Expect"])
         message = message._replace(headers=headers)
-    return make(message, *context)
+    path, handler.refusal = message.url.raw_path, None
+    depth = path.count("/") + path.count("%2F") + path.count("%2f")
+    if depth > SLASHES:  # aiohttp looks up each of its beginnings, before anybody is asked
+        message = message._replace(url=message.url.with_path(path[:SLASHES], encoded=True))
+        handler.refusal = PathTooDeep(f"the path has {depth} slashes; more than {SLASHES} are not looked at")
+    return make(message, payload, handler, *context)
 
 
 class Site:

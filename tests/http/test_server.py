@@ -97,6 +97,24 @@ async def test_a_request_head_may_not_grow_without_end(place: bytes, monkeypatch
         assert await client.reader.read() == b""
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health" + "/a" * 1022, 404),
+        ("/health" + "/a" * 1024, 414),
+        ("/health" + "%2fa" * 512 + "%2Fa" * 512, 414),
+        ("/upstream/m/" + "a/" * 1021, 200),
+        ("/upstream/m/" + "a/" * 1022, 414),
+    ],
+)
+async def test_a_path_of_a_thousand_parts_is_not_looked_at(path: str, status: int) -> None:
+    async with house_of(fixed(OK)) as (it, _):
+        answer = await it.ask(path)
+        assert answer.status == status
+        if status == 414:
+            assert answer.json()["error"]["message"].endswith(" slashes; more than 1024 are not looked at")
+
+
 async def test_a_body_of_any_size_is_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "HEAD_LIMIT", 1000)
     async with house_of(fixed(OK)) as (it, server):
