@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 HISTORY_BYTES = 100 * 1024  # of each log, as llama-swap keeps
 QUEUE_LIMIT = 1024  # events that wait for one reader, as in llama-swap
+QUEUE_CHARACTERS = 8 * 1024 * 1024  # of text that waits for one reader
 BYTE_UPDATES_S = 0.25  # an answer's size is told at most this often
 ACCESS_LINES = 256  # of the access log at once: what that costs delays one request in as many
 ACCESS_DELAY_S = 0.05  # how late a line may be
@@ -53,13 +54,14 @@ class Feed(Generic[Item]):
 
 
 class Subscription(Generic[Item]):
-    """One reader's queue. When `limit` items wait, all of them are given up and `has_lost` is set."""
+    """One reader's queue. When `limit` items wait, or much text, all is given up and `has_lost` is set."""
 
     def __init__(self, members: set[Subscription[Item]], limit: int) -> None:
         self.has_lost = False  # the reader resets it, once it has caught up by other means
         self._members = members
         self._limit = limit
         self._items: deque[Item] = deque()
+        self._characters = 0
         self._filled = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -72,9 +74,11 @@ class Subscription(Generic[Item]):
         self._members.discard(self)
 
     def put(self, item: Item) -> None:
-        if len(self._items) >= self._limit:
-            self._items.clear()
+        characters = len(item) if isinstance(item, str) else 0
+        if len(self._items) >= self._limit or self._characters + characters > QUEUE_CHARACTERS:
+            self._clear()
             self.has_lost = True
+        self._characters += characters
         self._items.append(item)
         if len(self._items) == 1:  # the reader may sleep; log lines come from any thread
             self._loop.call_soon_threadsafe(self._filled.set)
@@ -85,8 +89,12 @@ class Subscription(Generic[Item]):
             self._filled.clear()
             await self._filled.wait()
         items = list(self._items)
-        self._items.clear()
+        self._clear()
         return items
+
+    def _clear(self) -> None:
+        self._items.clear()
+        self._characters = 0
 
 
 # ---- our own log ---------------------------------------------------------------------------------------------------

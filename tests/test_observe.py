@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 
 from llamaswapd.observe import (
     BYTE_UPDATES_S,
+    QUEUE_CHARACTERS,
     Event,
     Feed,
     Inflight,
@@ -81,6 +82,20 @@ async def test_a_full_subscription_loses_what_it_held_and_nobody_else_does() -> 
         assert slow.has_lost
         assert await slow.items() == [6, 7]
         assert await other.items() == list(range(8))
+
+
+async def test_a_subscription_that_holds_much_text_loses_it() -> None:
+    feed: Feed[str] = Feed()
+    line = "x" * 100_000
+    with feed.subscribe() as slow:
+        for _ in range(2):  # what has been read does not count any more
+            published = 0
+            while not slow.has_lost:
+                feed.publish(line)
+                published += 1
+            assert QUEUE_CHARACTERS < published * len(line) <= QUEUE_CHARACTERS + len(line)
+            assert await slow.items() == [line]
+            slow.has_lost = False
 
 
 async def test_a_waiting_reader_is_woken_from_another_thread() -> None:
