@@ -201,6 +201,13 @@ async def test_an_ipv6_address_is_a_host_too() -> None:
     assert f"\r\nHost: [::1]:{server.port}\r\n" in server.heads[0]
 
 
+def host_of(proxy: str) -> readiness._Host:
+    there = model(proxy=proxy)
+    where = endpoint(there)
+    assert where is not None
+    return readiness._Host(there, where)
+
+
 async def test_addresses_that_take_long_to_learn_are_believed_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, look_ups = [100.0], []
 
@@ -209,10 +216,7 @@ async def test_addresses_that_take_long_to_learn_are_believed_longer(monkeypatch
         clock[0] += 3
         return [(0, 0, 0, "", ("192.0.2.1", port))]
 
-    there = model(proxy="http://slow.invalid")
-    where = endpoint(there)
-    assert where is not None
-    host = readiness._Host(there, where)
+    host = host_of("http://slow.invalid")
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "getaddrinfo", resolve)
     with monkeypatch.context() as patched:
@@ -235,10 +239,7 @@ async def test_that_a_host_has_no_address_is_believed_for_a_moment_only(
             return found
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    there = model(proxy=f"http://{name}")
-    where = endpoint(there)
-    assert where is not None
-    host = readiness._Host(there, where)
+    host = host_of(f"http://{name}")
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "getaddrinfo", resolve)
     with monkeypatch.context() as patched:
