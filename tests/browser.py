@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,24 +91,27 @@ async def browser(folder: Path) -> AsyncIterator[Page]:
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"no browser is installed: {', '.join(PROGRAMS)}")
-    process = await asyncio.create_subprocess_exec(
-        program, *FLAGS, f"--user-data-dir={folder}", "about:blank", stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stderr is not None
-        said = b""
-        while b"DevTools listening on ws://" not in said:
-            said = await process.stderr.readline()
-            assert said, f"{program} ended before it could be driven"
-        address = said.decode().split("ws://")[1].partition("/")[0]
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://{address}/json/list") as listing:
-                [target] = [target for target in await listing.json(content_type=None) if target["type"] == "page"]
-            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                page = Page(socket)
-                for domain in ("Page", "Runtime", "Log"):
-                    await page._ask(f"{domain}.enable")
-                yield page
-    finally:
-        process.terminate()
-        await process.communicate()
+    # Its sockets are there, which it leaves behind; `folder` may have too long a name for them.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
+        environ = {**os.environ, "TMPDIR": short}
+        process = await asyncio.create_subprocess_exec(
+            program, *FLAGS, f"--user-data-dir={folder}", "about:blank", stderr=asyncio.subprocess.PIPE, env=environ
+        )
+        try:
+            assert process.stderr is not None
+            said = b""
+            while b"DevTools listening on ws://" not in said:
+                said = await process.stderr.readline()
+                assert said, f"{program} ended before it could be driven"
+            address = said.decode().split("ws://")[1].partition("/")[0]
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://{address}/json/list") as listing:
+                    [target] = [target for target in await listing.json(content_type=None) if target["type"] == "page"]
+                async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                    page = Page(socket)
+                    for domain in ("Page", "Runtime", "Log"):
+                        await page._ask(f"{domain}.enable")
+                    yield page
+        finally:
+            process.terminate()
+            await process.communicate()
