@@ -245,8 +245,15 @@ class _MessageBus(MessageBus):
     _descriptor = -1  # of the socket, also when the library has forgotten it
 
     def send(self, msg: Any) -> asyncio.Future[None]:  # type: ignore[override]
+        try:
+            sent: asyncio.Future[None] = super().send(msg)
+        except OSError:
+            # The bus has hung up, which dbus-fast found by writing: it has closed the socket, told everybody who waits,
+            # and tried to write on.
+            assert self._writer is not None
+            assert self._writer.fut is not None
+            sent = self._writer.fut
         # A call that could not be sent is not answered either; without this, asyncio complains that nobody has asked.
-        sent: asyncio.Future[None] = super().send(msg)
         sent.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
         return sent
 
