@@ -7,6 +7,7 @@ Messages are sent by hand: introspection and proxy objects would cost two round 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -239,10 +240,40 @@ def _asked(message: Any) -> Asked:
     )
 
 
+class _Loop:
+    """The loop as the library sees it: from when the bus has hung up, its reader is called until it has found the end.
+
+    dbus-fast's reads what one recv(2) gets it, and relies on being called again. uvloop does not if the socket has an
+    error, too, which it gets from a bus that goes and has not read all that it was sent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, has_found_it: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._has_found_it = has_found_it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def add_reader(self, descriptor: int, read: Callable[[], None]) -> None:
+        errors = select.poll()
+        errors.register(descriptor, 0)
+
+        def read_to_the_end() -> None:
+            read()
+            while not self._has_found_it() and errors.poll(0):
+                read()
+
+        self._loop.add_reader(descriptor, read_to_the_end)
+
+
 class _MessageBus(MessageBus):
     """The library's, with some faults less that show when a bus is restarted."""
 
     _descriptor = -1  # of the socket, also when the library has forgotten it
+
+    def __init__(self, bus_address: str) -> None:
+        super().__init__(bus_address)
+        self._loop = _Loop(self._loop, lambda: self._disconnected)  # type: ignore[assignment]
 
     def send(self, msg: Any) -> asyncio.Future[None]:  # type: ignore[override]
         try:

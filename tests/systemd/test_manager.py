@@ -14,8 +14,10 @@ import secrets
 import select
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from signal import SIGSTOP
 from typing import Any
 
 import pytest
@@ -80,6 +82,17 @@ class Bus:
         if self._process.returncode is None:
             self._process.kill()
         await self._process.communicate()
+
+    def somebody_comes_and_goes(self) -> None:
+        """Return when the bus has told so, without a turn of the loop."""
+        argv = ("busctl", f"--address={self.address}", "list")
+        subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
+
+    def stand_still(self) -> None:
+        """Return when it reads nothing more, but goes on when it is killed."""
+        os.kill(self._process.pid, SIGSTOP)
+        while "\nState:\tT" not in Path(f"/proc/{self._process.pid}/status").read_text():
+            time.sleep(0.001)
 
     def kill_now(self) -> None:
         """Return when it has gone, without a turn of the loop, in which others would notice."""
@@ -678,17 +691,49 @@ async def test_a_bus_that_has_gone_unnoticed_is_no_error_of_who_writes_first(
 ) -> None:
     ours = await bus_module.Bus.open(bus.address, lambda member, path, body: None)
     bus.kill_now()
-    call = bus_module.Call(bus_module.BUS, "/org/freedesktop/DBus", bus_module.BUS, "GetId")
     assert ours.is_connected
     if order == "post":
-        ours.post(call)
+        ours.post(bus_call("GetId"))
     else:
         with pytest.raises(BusLost):
-            await ours.call(call)
+            await ours.call(bus_call("GetId"))
     await ours.lost
     await ours.close()
     gc.collect()  # would complain about an error that nobody has asked for
     assert not caplog.records
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_end_of_a_bus_that_has_not_read_all_is_noticed(loop: str) -> None:
+    module = pytest.importorskip(loop)
+
+    async def noticed() -> int:
+        heard = 0
+
+        def hear(member: str, path: str, body: list[Any]) -> None:
+            nonlocal heard
+            heard += 1
+
+        bus = Bus()
+        await bus.start()
+        ours = await bus_module.Bus.open(bus.address, hear)
+        await ours.call(bus_call("AddMatch", "s", "type='signal'"))
+        bus.somebody_comes_and_goes()
+        bus.stand_still()
+        ours.post(bus_call("GetId"))
+        bus.kill_now()
+        async with asyncio.timeout(20):
+            await ours.lost
+        await ours.close()
+        await bus.stop()
+        return heard
+
+    with asyncio.Runner(loop_factory=module.new_event_loop) as runner:
+        assert runner.run(noticed()) >= 2  # that somebody came, and that they went
+
+
+def bus_call(member: str, signature: str = "", *body: object) -> bus_module.Call:
+    return bus_module.Call(bus_module.BUS, "/org/freedesktop/DBus", bus_module.BUS, member, signature, body)
 
 
 class TestChoosingTheManager:
