@@ -302,6 +302,7 @@ class _Item:
     end: int  # where its value ends
     stop: int  # where the comma behind it is
     value: bytes | None = None  # None: as in the text
+    inner: _Container | None = None  # the value, once it is taken apart
 
 
 class _Container(_JsonReader):
@@ -342,28 +343,23 @@ class _Container(_JsonReader):
         self._last = end
 
     @property
-    def text(self) -> bytes:
-        return b"".join(self.pieces)
-
-    @property
     def pieces(self) -> list[Text]:
         whole, comma, found = self._whole, b"", list[Text]()
-        begin, at = (
-            0,
-            self._first,
-        )  # a stretch of the text that is taken over, and goes on as long as items follow in it
+        # A stretch of the text that is taken over, and goes on as long as items follow in it.
+        begin, at = 0, self._first
         for item in self._items:
             if item.start != at + len(comma):
                 found += (whole[begin:at], comma)
                 begin = item.start
             comma = b","
-            if item.value is None:
+            value = [item.value] if item.inner is None else item.inner.pieces
+            if value == [None]:
                 at = item.stop
             elif item.start == NOWHERE:  # behind all that were there
-                found += (b"" if self._is_list else _dumped(item.key) + b":", item.value)
+                found += (b"" if self._is_list else _dumped(item.key) + b":", *value)
                 begin = at = self._last
             else:
-                found += (whole[begin : item.middle], item.value)
+                found += (whole[begin : item.middle], *value)
                 begin, at = item.end, item.stop
         return [*found, whole[begin:at], whole[self._last :]]
 
@@ -373,31 +369,45 @@ class _Container(_JsonReader):
             self._remove(items)
             return
         for item in items:
-            old = self._value_of(item)
-            if old[0] in CLOSING:
-                inner = _Container(old)
+            if inner := self._inner(item):
                 inner.delete(path[1:])
-                item.value = inner.text
 
     def set(self, path: Sequence[str], value: bytes) -> None:
         """Put a value where the path says; a word has no place in a list."""
         name, rest = path[0], path[1:]
         items = self._named(name)
         if items:
-            items[0].value = _with(self._value_of(items[0]), rest, value)
+            self._put(items[0], rest, value)
             self._remove(items[1:])
         elif not self._is_list:
-            self._add(name, _with(b"", rest, value))
+            self._put(self._added(name), rest, value)
         elif _is_index(name):
             for _ in range(int(name) - len(self._items)):
-                self._add("", b"null")
-            self._add("", _with(b"", rest, value))
+                self._added("")
+            self._put(self._added(""), rest, value)
 
-    def _value_of(self, item: _Item) -> Text:
-        return self._whole[item.middle : item.end] if item.value is None else item.value
+    def _put(self, item: _Item, path: Sequence[str], value: bytes) -> None:
+        """Set what a path means in an item; what is no list or object gives way to one."""
+        if not path:
+            item.value, item.inner = value, None
+            return
+        inner = self._inner(item)
+        if inner is None:
+            inner = item.inner = _Container(b"[]" if _is_index(path[0]) else b"{}")
+        inner.set(path, value)
 
-    def _add(self, key: str, value: bytes) -> None:
-        self._items.append(_Item(key, NOWHERE, 0, 0, 0, value))
+    def _inner(self, item: _Item) -> _Container | None:
+        """Return the list or object that an item is; it is taken apart once, however many paths lead into it."""
+        if item.inner is None:
+            value = self._whole[item.middle : item.end] if item.value is None else item.value
+            if value[0] in CLOSING:
+                item.inner = _Container(value)
+        return item.inner
+
+    def _added(self, key: str) -> _Item:
+        """Return a new last item, which is null."""
+        self._items.append(_Item(key, NOWHERE, 0, 0, 0, b"null"))
+        return self._items[-1]
 
     def _remove(self, items: Sequence[_Item]) -> None:
         gone = set(items)  # there may be as many of one key as find room in a body
@@ -411,17 +421,6 @@ class _Container(_JsonReader):
         if name == "-1":
             return self._items[-1:] if last else []
         return self._items[int(name) :][:1] if _is_index(name) else []
-
-
-def _with(old: Text, path: Sequence[str], value: bytes) -> bytes:
-    """Return the text of a value after setting what `path` means in it; `old` b"" when there is none yet."""
-    if not path:
-        return value
-    if old[:1] not in (b"{", b"["):
-        old = b"[]" if _is_index(path[0]) else b"{}"
-    container = _Container(old)
-    container.set(path, value)
-    return container.text
 
 
 def _is_index(part: str) -> bool:

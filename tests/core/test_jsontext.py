@@ -354,6 +354,21 @@ def test_a_key_may_be_there_as_often_as_there_is_room_for_it(monkeypatch: pytest
     assert compared < 2000
 
 
+def test_what_several_paths_lead_into_is_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_apart = 0
+
+    class Container(jsontext._Container):
+        def __init__(self, text: bytes) -> None:
+            nonlocal taken_apart
+            taken_apart += 1
+            super().__init__(text)
+
+    monkeypatch.setattr(jsontext, "_Container", Container)
+    text = b'{"a":{"b":{"c":1,"d":2, "e":3}}}'
+    assert edit(text, ["a.b.c", "a.b.d", "a.f"], [("a.b.g", 4), ("a.b.e", 5)]) == b'{"a":{"b":{ "e":5,"g":4}}}'
+    assert taken_apart == 3
+
+
 def test_what_stays_as_it_was_is_one_piece() -> None:
     text = b"{%b}" % b", ".join(b'"k%d": 0' % number for number in range(1000))
     pieces = jsontext.edited(text, ["k500"], [("k700", 1), ("new", 2)])
