@@ -241,6 +241,7 @@ SPECIAL: dict[tuple[type[Section], str], Callable[[Maker], Any]] = {
 }
 
 
+@pytest.mark.timeout(60 + COUNT / 20)
 @pytest.mark.parametrize("part", range(10))
 def test_any_file_is_loaded_or_refused_with_a_reason(tmp_path: Path, part: int) -> None:
     loaded = 0
