@@ -51,23 +51,32 @@ def settings(model: ModelConfig, unit: str, find: Callable[[str], str]) -> Setti
     }
     if model.podman is not None:
         podman = f"{quote(find('podman'))} --events-backend=none"
-        remove = f"-{podman} rm --force --ignore --time=0 {called}"
+        removals = _podmans_removals(podman, called)
         return {
             **ends,
             "Delegate": ("yes",),
-            "ExecStartPre": (remove,),
+            "ExecStartPre": removals[:1],
             "ExecStop": (f"-{podman} stop --ignore --time={grace_s} {called}",),
-            # Twice: where `podman stop` has been killed, the first only finds out that the container has ended.
-            "ExecStopPost": (remove, remove),
+            "ExecStopPost": removals,
         }
     docker = quote(find("docker"))
-    remove = f"-{quote(find('sh'))} -c {_SILENTLY} {docker} rm --force {called}"
+    removal = _dockers_removal(docker, called, find)
     return {
         **ends,
-        "ExecStartPre": (remove,),
+        "ExecStartPre": removal,
         "ExecStop": (f"-{docker} stop -t {grace_s} {called}",),
-        "ExecStopPost": (remove,),
+        "ExecStopPost": removal,
     }
+
+
+def _podmans_removals(podman: str, called: str) -> tuple[str, ...]:
+    remove = f"-{podman} rm --force --ignore --time=0 {called}"
+    # Twice: where `podman stop` has been killed, the first only finds out that the container has ended.
+    return remove, remove
+
+
+def _dockers_removal(docker: str, called: str, find: Callable[[str], str]) -> tuple[str, ...]:
+    return (f"-{quote(find('sh'))} -c {_SILENTLY} {docker} rm --force {called}",)
 
 
 def settings_of_command(model: ModelConfig, argv: Sequence[str], find: Callable[[str], str]) -> Settings:
@@ -79,14 +88,11 @@ def settings_of_command(model: ModelConfig, argv: Sequence[str], find: Callable[
     if not called:
         return {}
     program = quote(find(argv[0]))
-    if os.path.basename(argv[0]) == "podman":
-        remove = f"-{program} rm --force --ignore --time=0 {called}"
-    else:
-        remove = f"-{quote(find('sh'))} -c {_SILENTLY} {program} rm --force {called}"
+    is_podman = os.path.basename(argv[0]) == "podman"
     return {
         "KillMode": ("mixed",),
         "TimeoutStopSec": (str(model.unload_timeout + _CLIENT_S),),
-        "ExecStopPost": (remove, remove),  # twice, as above
+        "ExecStopPost": _podmans_removals(program, called) if is_podman else _dockers_removal(program, called, find),
     }
 
 

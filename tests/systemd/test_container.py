@@ -72,7 +72,7 @@ def test_what_a_command_of_the_users_own_runs_is_removed_as_well(name: str) -> N
     settings = own(f"podman run --rm {name} --cgroups=split image")
     remove = "-/usr/bin/podman rm --force --ignore --time=0 own"
     assert (settings["ExecStopPost"], settings["KillMode"]) == ((remove, remove), ("mixed",))
-    remove = own(f"docker run --rm {name} image")["ExecStopPost"][0]
+    (remove,) = own(f"docker run --rm {name} image")["ExecStopPost"]
     assert remove.endswith(" /usr/bin/docker rm --force own")
 
 
