@@ -94,12 +94,12 @@ class Exchange:
 
 async def talk(it: House, seeds: range) -> None:
     chance = random.Random(seeds.start)
-    todo = [Exchange(seed) for seed in seeds]
+    todo = list(seeds)  # what they mean is megabytes each, and made when its turn comes
     while todo:
         client = await it.connect()
         batch = []
         while todo and not (batch and batch[-1].is_last) and len(batch) < 4:
-            batch.append(todo.pop())
+            batch.append(Exchange(todo.pop()))
         data = b"".join(exchange.data for exchange in batch)
         sending = asyncio.create_task(send(client, data, chance))
         for exchange in batch:
