@@ -23,6 +23,7 @@ def answer_for(chance: random.Random) -> tuple[bytes, str]:
 async def model(call: Call) -> None:
     """Answer as the request's seed says, in its framing and pieces, and with what came."""
     body = await call.read_body()
+    call.body = b""  # calls are kept
     chance = random.Random(call.headers["x-seed"])
     content, framing = answer_for(chance)
     head = f"HTTP/1.1 200 OK\r\nX-Line: {call.request_line}\r\nX-Digest: {hashlib.sha256(body).hexdigest()}\r\n"
@@ -106,6 +107,7 @@ async def talk(it: House, seeds: range) -> None:
             await exchange.check(client)
         await sending
         client.close()
+        it.activity.ended.clear()  # records have bodies
 
 
 async def send(client: Client, data: bytes, chance: random.Random) -> None:
