@@ -296,7 +296,9 @@ def read(record: Record) -> tuple[Tokens, float, str]:
         try:
             body = unpacked(body, encoding, is_cut=is_cut)
         except Undecodable as problem:
-            return NO_TOKENS, 0.0, error or str(problem)
+            # A client may leave when it has heard the last event, before all that ends the packing has come.
+            found = usage.of_stream(problem.begun) if is_stream and is_success else usage.NOTHING
+            return *found, error or ("" if found is not usage.NOTHING else str(problem))
     if not is_success:
         return NO_TOKENS, 0.0, usage.error_message(body, record.outcome)
     if is_stream:

@@ -21,10 +21,14 @@ _FRAMING = re.compile(rb"(?:\A|\r\n)[0-9A-Fa-f]{1,15}[ \t]*(?:;[^\r\n]*)?\r\n(?:
 
 
 class Undecodable(Exception):
-    """The body cannot be unpacked; the message says what is wrong with it, in llama-swap's words."""
+    """The body cannot be unpacked; the message says what is wrong with it, in llama-swap's words.
 
-    def __init__(self, why: object) -> None:
+    `begun`: what it says until it breaks off, b"" where it is wrong in another way.
+    """
+
+    def __init__(self, why: object, begun: bytes = b"") -> None:
         super().__init__(f"response decode failed: response decompression failed: {why}")
+        self.begun = begun
 
 
 def unframed(body: bytes, *, is_cut: bool = False) -> bytes:
@@ -61,19 +65,22 @@ def unpacked(body: bytes, encoding: str, *, is_cut: bool = False) -> bytes:
     if formats is None or not body:
         return body
     why: list[Exception] = []
+    begun = b""
     for bits in formats:
         pieces: list[bytes] = []
         try:
             pieces.extend(_members(body, bits))  # keeps what came before an error
         except (zlib.error, EOFError, OverflowError) as error:
             why.append(error)
+            if isinstance(error, EOFError):
+                begun = begun or b"".join(pieces)
             if is_cut and pieces:
                 return b"".join(pieces)
         else:
             return b"".join(pieces)
     if is_cut:
         return b""
-    raise Undecodable(f"{encoding}: {why[0]}")
+    raise Undecodable(f"{encoding}: {why[0]}", begun)
 
 
 def _members(body: bytes, bits: int) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llamaswapd.errors import ConfigError, NotFound
 from llamaswapd.observe import Event, Feed
 from tests.activity.ended import USAGE, Ended, activity, chunked, finished, plain, until
 
+STREAM = b"data: %b\n\ndata: [DONE]\n\n" % USAGE
 LONG = b'{"data":"%b",' % (b"x" * LONG_BYTES) + USAGE[1:]
 
 
@@ -91,6 +93,14 @@ async def test_only_posts_make_rows_but_all_are_counted() -> None:
         ({"response": USAGE, "content_encoding": "gzip"}, 0,
          "response decode failed: response decompression failed: gzip: Error -3"
          " while decompressing data: incorrect header check"),
+        ({"response": gzip.compress(STREAM)[:-8], "content_encoding": "gzip",
+          "content_type": "text/event-stream"}, 3, ""),
+        ({"response": chunked(zlib.compress(STREAM)[:-4]), "content_encoding": "deflate",
+          "content_type": "text/event-stream", "is_chunked": True}, 3, ""),
+        ({"response": gzip.compress(STREAM[:3])[:-8], "content_encoding": "gzip", "content_type": "text/event-stream"},
+         0, "response decode failed: response decompression failed: gzip: unexpected end"),
+        ({"response": gzip.compress(USAGE)[:-8], "content_encoding": "gzip"},
+         0, "response decode failed: response decompression failed: gzip: unexpected end"),
     ],
 )  # fmt: skip
 async def test_tokens_and_errors_are_found_however_the_answer_came(
