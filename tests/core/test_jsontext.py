@@ -104,6 +104,7 @@ def first_members(text: str) -> tuple[str | None, bool]:
     return plain(first.get("model")), plain(first.get("stream")) == "true"
 
 
+@pytest.mark.timeout(300)
 @settings(max_examples=2000, deadline=None)
 @given(texts(), st.data())
 def test_scanner_finds_what_a_full_parse_finds_however_the_body_is_cut(text: str, data: st.DataObject) -> None:
@@ -123,6 +124,7 @@ def test_scanner_reads_damaged_text_alike_whole_and_in_pieces(
     assert (whole.model, whole.stream, whole.done) == (pieces.model, pieces.stream, pieces.done)
 
 
+@pytest.mark.timeout(300)
 @settings(max_examples=1500, deadline=None)
 @given(texts(st.lists(st.tuples(NAMES, VALUES | st.lists(OBJECTS, max_size=4)), max_size=6).map(Pairs)))
 def test_what_is_found_quickly_is_what_a_full_parse_finds(text: str) -> None:
