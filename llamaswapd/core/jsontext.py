@@ -352,15 +352,19 @@ class _Container(_JsonReader):
                 found += (whole[begin:at], comma)
                 begin = item.start
             comma = b","
-            value = [item.value] if item.inner is None else item.inner.pieces
-            if value == [None]:
+            if item.value is None and item.inner is None:
                 at = item.stop
-            elif item.start == NOWHERE:  # behind all that were there
-                found += (b"" if self._is_list else _dumped(item.key) + b":", *value)
+                continue
+            if item.start == NOWHERE:  # behind all that were there
+                found.append(b"" if self._is_list else _dumped(item.key) + b":")
                 begin = at = self._last
             else:
-                found += (whole[begin : item.middle], *value)
+                found.append(whole[begin : item.middle])
                 begin, at = item.end, item.stop
+            if item.inner is not None:
+                found += item.inner.pieces
+            elif item.value is not None:
+                found.append(item.value)
         return [*found, whole[begin:at], whole[self._last :]]
 
     def delete(self, path: Sequence[str]) -> None:
