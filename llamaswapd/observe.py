@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -287,7 +287,7 @@ class Event:
     """Something for the event stream: llama-swap's name of its type, and its data as JSON will hold it."""
 
     type: str
-    data: object
+    data: Mapping[str, object] | Sequence[object]
 
 
 class Inflight:
@@ -353,8 +353,8 @@ class InflightEntry:
     """One request in flight, kept up to date by whoever answers it. Nothing is copied, and little is worked out."""
 
     __slots__ = (
+        "_headers",
         "began",
-        "headers",
         "id",
         "method",
         "model_id",
@@ -374,9 +374,14 @@ class InflightEntry:
         self.model_id = model_id
         self.method = method
         self.path = path
-        self.headers = headers  # must stay as they are
+        self._headers = headers  # must stay as they are
         self.peer_ip = peer_ip
         self.began = self.told = time.monotonic()
+
+    @property
+    def headers(self) -> Headers:
+        """Of the request."""
+        return self._headers
 
     def cancel(self) -> None:
         """Give the request up, as somebody wants who is not its client."""

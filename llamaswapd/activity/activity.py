@@ -298,7 +298,7 @@ def read(record: Record) -> tuple[Tokens, float, str]:
         except Undecodable as problem:
             # A client may leave when it has heard the last event, before all that ends the packing has come.
             found = usage.of_stream(problem.begun) if is_stream and is_success else usage.NOTHING
-            return *found, error or ("" if found is not usage.NOTHING else str(problem))
+            return *found, error or ("" if found[0] is not NO_TOKENS else str(problem))
     if not is_success:
         return NO_TOKENS, 0.0, usage.error_message(body, record.outcome)
     if is_stream:
@@ -316,7 +316,7 @@ def _of_stream(body: bytes, *, is_chunked: bool, is_cut: bool) -> tuple[Tokens, 
     if found is None:
         whole = unframed(body, is_cut=is_cut) if is_chunked else body
         found = usage.of_stream(whole)
-        if is_cut and found is usage.NOTHING:
+        if is_cut and found[0] is NO_TOKENS:
             found = usage.of_cut_stream(whole)
     return found
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from llamaswapd.activity.rows import Row, Stored
 from llamaswapd.activity.usage import Tokens
-from llamaswapd.observe import InflightEntry
+from llamaswapd.observe import Headers, InflightEntry
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -67,10 +67,6 @@ class Record(InflightEntry):
     sent_path: str
     about: Mapping[str, str]  # what else there is to say of it
     outcome: int
-    load_began: float
-    granted: float
-    first_byte: float
-    ended: float
     error: str
     heads_bytes: int  # about how much memory the heads of request and answer take
     request: bytes | Pieces | None
@@ -81,8 +77,11 @@ class Record(InflightEntry):
     # What the activity notes of a plain one.
     number: int  # of its row
     tokens: Tokens
-    took_ms: float
-    wall_ahead: float  # seconds, of the wall clock's time before the monotonic clock's
+
+    def __init__(self, model_id: str, method: str, path: str, headers: Headers, peer_ip: str) -> None:
+        super().__init__(model_id, method, path, headers, peer_ip)
+        self.granted = self.first_byte = self.load_began = self.ended = 0.0
+        self.took_ms = self.wall_ahead = 0.0  # the latter in seconds, of the wall clock before the monotonic clock
 
     @property
     def content_type(self) -> str:

@@ -224,7 +224,7 @@ def _tail(body: bytes, at: int) -> dict[str, Any] | None:
     A brace in front of the rest makes an object of it that ends with the body only if the rest stands in the outermost
     object. A key cannot be the end of a text: its first quote would have to be escaped.
     """
-    if body[at - 1 : at] == b"\\":
+    if body.endswith(b"\\", 0, at):
         return None
     text = "{" + body[at:].decode(errors="replace")
     try:
@@ -315,7 +315,7 @@ def _counts(usage: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
         output = get("output_tokens")
     if cached is None:
         for details in (get("input_tokens_details"), get("prompt_tokens_details")):
-            if details.__class__ is dict and (cached := details.get("cached_tokens")) is not None:
+            if isinstance(details, dict) and (cached := details.get("cached_tokens")) is not None:
                 break
     return _count(prompt), _count(output), None if cached is None else _count(cached)
 
@@ -351,7 +351,9 @@ def _result(prompt: int, output: int, cached: int, timings: object, metrics: obj
 
 def _count(value: object) -> int | None:
     """Return a number of tokens, None for what is none; bounded."""
-    if value.__class__ is int:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
         return value if 0 <= value <= MOST_TOKENS else min(max(value, 0), MOST_TOKENS)
     if isinstance(value, float):
         return int(min(value, MOST_TOKENS)) if value > 0 else 0  # also of NaN

@@ -189,13 +189,15 @@ class Exchange(Relay):
         self._express = express
         self.connection = connection
         self._route = route
+        self.path = route.path
+        self.sent_path = route.sent_path
         self._shape = shape
         self._digits = digits
         self.peer_ip = connection.peer
         self.keep_alive = shape.keep_alive
         self.heads_bytes = shape.fixed
         self.began = self.told = self.granted = time.monotonic()
-        self.first_byte = self.load_began = self.ended = 0.0
+        self.first_byte = self.load_began = self.ended = self.took_ms = self.wall_ahead = 0.0
         self.id = self.status = self.size = self.unix_time_ns = 0
         self._is_http11 = True
         self.is_plain = self.is_cut = self._has_own_stream = False
@@ -218,15 +220,7 @@ class Exchange(Relay):
             self._form.feed(data[start:])
 
     @property
-    def path(self) -> str:  # type: ignore[override]
-        return self._route.path
-
-    @property
-    def sent_path(self) -> str:  # type: ignore[override]
-        return self._route.sent_path
-
-    @property
-    def headers(self) -> Headers:  # type: ignore[override]
+    def headers(self) -> Headers:
         return Headers(self._shape, self._digits)
 
     def request_pairs(self) -> Callable[[], Pairs]:

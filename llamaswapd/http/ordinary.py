@@ -31,7 +31,6 @@ class Awaited(Relay):
         self.keep_alive = bool(request.keep_alive)
         self.sent_path = sent_path
         self.about = NO_METADATA
-        self.first_byte = self.granted = self.load_began = self.ended = 0.0
         self.is_plain = self.is_cut = self._has_own_stream = False
         self.request = self._table = self.framing = self._upstream = None
         self.answer = self.answer_kept = self.request_kept = self.lease = self.failure = self.budget = None

@@ -64,6 +64,7 @@ class Relay(Record):
         "_has_own_stream", "_is_http11", "_table", "_upstream", "answer", "answer_kept", "budget", "connection",
         "failure", "framing", "keep_alive", "lease", "request_kept", "type_of_error",
     )  # fmt: skip
+    __deletable__ = ("connection",)  # mypyc wants to know
 
     to_peer = False  # its answer comes from another machine's models
 

@@ -59,7 +59,7 @@ class Route:
         self.accept = shape.value(b"accept")
         self._what = f"POST {shape.path} HTTP/1.1"
         self.access_tail = access_tail(printable(shape.value(b"user-agent")))
-        fields = ((field.name, field.value, field.line) for field in shape.fields)
+        fields = [(field.name, field.value, field.line) for field in shape.fields]
         lines, self._forwarded_for = forwarded(fields, frozenset(), config.api_keys, is_recorded=True)
         self.sent_path = forwarded_path(shape.path)
         self.keeps_request = self.sent_path not in REQUESTS_NOT_KEPT

@@ -94,8 +94,10 @@ class Template:
             return b""
         start = self._start
         end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
+        if end < 0:
+            return None
         digits = data[start:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self.behind, end):
+        if not digits.isdigit() or not data.startswith(self.behind, end):
             return None
         self._end = end
         return digits

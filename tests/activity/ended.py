@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from llamaswapd.activity.activity import Activity
-from llamaswapd.activity.record import NO_METADATA, Pairs, Record
+from llamaswapd.activity.record import NO_METADATA, Record
 from llamaswapd.config.schema import Config, Store
+from llamaswapd.http.relay import Relay
+from llamaswapd.http.wire import Chunked, parse_head
 from llamaswapd.observe import Event, Feed
 
 USAGE = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'
 
 
-class Ended(Record):
-    """A record that holds what others work out."""
+class Sent:
+    """The header fields of a request."""
 
-    __slots__ = ("content_encoding", "content_type", "is_chunked", "request_headers", "response_headers")
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = tuple(pairs)
 
-    request_headers: Pairs
-    response_headers: Pairs
+    def get(self, name: str, default: str, /) -> str:
+        return next((value for each, value in self._pairs if each.lower() == name.lower()), default)
 
-    def __init__(self) -> None:
-        super().__init__("m", "POST", "/v1/chat/completions", {}, "")
-
-    def request_pairs(self) -> Callable[[], Pairs]:
-        return lambda: self.request_headers
-
-    def response_pairs(self) -> Callable[[], Pairs]:
-        return lambda: self.response_headers
+    def items(self) -> Iterable[tuple[str, str]]:
+        return self._pairs
 
 
-def finished(body: bytes = b"{}", **values: Any) -> Ended:
+def finished(body: bytes = b"{}", **values: Any) -> Record:
     """Return a request that was answered with 200 and this body; `values` are what is different."""
-    made = Ended()
     defaults = {
         "model_id": "m",
         "method": "POST",
@@ -61,12 +57,20 @@ def finished(body: bytes = b"{}", **values: Any) -> Ended:
         "is_plain": False,
     }
     assert values.keys() <= defaults.keys()
-    for name, value in (defaults | values).items():
+    values = defaults | values
+    made = Relay("m", "POST", "/v1/chat/completions", Sent(values.pop("request_headers")), "")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in values.pop("response_headers"))
+    shape, digits = parse_head(f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode())
+    shape.content_type, shape.content_encoding = values.pop("content_type"), values.pop("content_encoding")
+    made.answer = shape, digits
+    made.framing = Chunked() if values.pop("is_chunked") else None
+    made._has_own_stream, made._is_http11 = False, True
+    for name, value in values.items():
         setattr(made, name, value)
     return made
 
 
-def plain(body: bytes = b"{}", *, began: float = 100.0, lasted: float = 1.0, **values: Any) -> Ended:
+def plain(body: bytes = b"{}", *, began: float = 100.0, lasted: float = 1.0, **values: Any) -> Record:
     """Return a plain one that lasted so many seconds."""
     return finished(
         body, is_plain=True, began=began, granted=began, first_byte=began + lasted, ended=began + lasted, **values

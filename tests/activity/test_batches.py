@@ -18,10 +18,11 @@ from llamaswapd.activity import activity as module
 from llamaswapd.activity.activity import BATCH, LONG_BYTES, Activity, read
 from llamaswapd.activity.counts import MODELS_LIMIT, OTHERS
 from llamaswapd.activity.query import Query
+from llamaswapd.activity.record import Record
 from llamaswapd.config.schema import Config, ModelConfig, Peer, Store
 from llamaswapd.errors import ConfigError, NotFound
 from llamaswapd.observe import Event, Feed
-from tests.activity.ended import USAGE, Ended, activity, chunked, finished, plain, until
+from tests.activity.ended import USAGE, activity, chunked, finished, plain, until
 
 STREAM = b"data: %b\n\ndata: [DONE]\n\n" % USAGE
 LONG = b'{"data":"%b",' % (b"x" * LONG_BYTES) + USAGE[1:]
@@ -327,7 +328,7 @@ ANSWERS = (
 )
 
 
-def plain_requests() -> list[Ended]:
+def plain_requests() -> list[Record]:
     random_ = random.Random(3)
     return [
         plain(
@@ -344,7 +345,7 @@ def plain_requests() -> list[Ended]:
     ]
 
 
-async def told(entries: list[Ended], **config: int) -> tuple[object, ...]:
+async def told(entries: list[Record], **config: int) -> tuple[object, ...]:
     async with activity(**config) as it:
         for each in entries:
             it.add(each)
@@ -435,6 +436,7 @@ async def test_usage_is_found_in_what_is_left_of_a_long_last_event() -> None:
     assert (row[0].input, row[0].output) == (3, 4)
 
 
+@pytest.mark.sources
 async def test_a_long_batch_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE_S", 0.0)
     monkeypatch.setattr(Activity._work_on, "__defaults__", (0.0,))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-
-from llamaswapd.http.express import Express
+from ways import close_express
 
 
 @pytest.fixture(params=["express", "ordinary"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have the test run on the express way, and on the ordinary one alone."""
     if request.param == "ordinary":
-        monkeypatch.setattr(Express, "admit", lambda *_: None)
+        close_express(monkeypatch)
     return str(request.param)

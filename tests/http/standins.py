@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from llamaswapd.activity.activity import Activity
@@ -110,29 +111,29 @@ class Engine:
             self.followers -= 1
 
 
-class RememberingActivity(Activity):
-    """Remembers what has ended, beside making rows of it."""
+class RememberingActivity:
+    """Remembers what has ended, beside making rows of it. Not derived from it, as none can be from a compiled one."""
 
     def __init__(self, config: Config, events: Feed[Event]) -> None:
-        super().__init__(config, events)
-        self.ended: list[Record] = []
+        self.ended: list[Any] = []  # records, but for their methods
+        self._activity = Activity(config, events)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._activity, name)
 
     def add(self, record: Record) -> None:
         self.ended.append(as_it_is(record))
-        super().add(record)
+        self._activity.add(record)
 
 
-def as_it_is(record: Record) -> Record:
-    """Return a copy of what is in the slots: what is made of the record later leaves it alone."""
-    made = object.__new__(type(record))
-    for kind in type(record).__mro__:
-        for name in vars(kind).get("__slots__", ()):
-            slot = vars(kind)[name]
-            with suppress(AttributeError):  # nothing is in it
-                slot.__set__(made, slot.__get__(record))
-    if hasattr(record, "__dict__"):
-        vars(made).update(vars(record))
-    return made
+def as_it_is(record: Record) -> Any:
+    """Return all that can be read of a record now: what is made of it later leaves that alone."""
+    read = SimpleNamespace()
+    for name in dir(record):
+        if not name.startswith("_"):
+            with suppress(AttributeError):  # nothing is in the slot
+                setattr(read, name, getattr(record, name))
+    return read
 
 
 @dataclass(frozen=True)

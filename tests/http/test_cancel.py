@@ -72,6 +72,7 @@ async def test_a_request_that_waits_in_upstream() -> None:
         assert not server.calls
 
 
+@pytest.mark.sources
 async def test_a_request_whose_server_is_being_connected_to(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connecting = asyncio.Event()
 

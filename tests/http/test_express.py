@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fake_model import OK, Call, chat, fixed, house_of, last, until
 from standins import Client, House
+from ways import close_express
 
 from llamaswapd.config.schema import Config
 from llamaswapd.http import body as body_module
@@ -49,7 +50,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
 @pytest.fixture
 def ordinary(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Close the express way from now on."""
-    return lambda: monkeypatch.setattr(express.Express, "admit", lambda *_: None)
+    return lambda: close_express(monkeypatch)
 
 
 def form(*, model_last: bool = False) -> bytes:
@@ -283,6 +284,7 @@ async def test_a_kept_connection_that_has_ended_is_not_noticed(ways: Ways) -> No
     assert (ways.handed_over, ways.given) == (0, 0)
 
 
+@pytest.mark.sources
 async def test_a_server_that_takes_no_connection_is_asked_again_on_the_other_way(ways: Ways) -> None:
     async with house_of(echo, proxy="http://127.0.0.1:1") as (it, _):
         answer = await trip(it, PLAIN["a short question"])
@@ -561,6 +563,7 @@ async def test_a_client_that_leaves_while_a_failure_is_explained_gives_everythin
         await until(lambda: it.engine.leases == 0)
 
 
+@pytest.mark.sources
 async def test_a_client_that_leaves_while_its_server_is_connected_to_gives_everything_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

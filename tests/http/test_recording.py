@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from fake_model import OK, Call, FakeModel, chat, fixed, house_of, last, until
 from standins import Client, House, model
+from ways import close_express
 
 from llamaswapd.activity.record import REQUESTS_NOT_KEPT, Record
 from llamaswapd.config.schema import Filters
 from llamaswapd.errors import StartError, TooManyRequests
-from llamaswapd.http import express, upstream
+from llamaswapd.http import upstream
 from llamaswapd.http.kept import HEAD_BYTES, TAIL_BYTES, Budget, KeptAnswer, KeptRequest
 
 MIB = 1024 * 1024
@@ -99,7 +100,7 @@ async def test_a_request_is_told_alike_on_either_way(
             head = await client.head()
             assert head.status == int(answer.split()[1])
             await ended(it, count)
-            monkeypatch.setattr(express.Express, "admit", lambda *_: None)
+            close_express(monkeypatch)
     fast, slow = map(told, it.activity.ended)
     assert fast == slow
     _, _, body = request_.partition(b"\r\n\r\n")
@@ -362,6 +363,7 @@ async def test_many_long_answers_share_one_budget(way: str) -> None:
     assert {row.response[-1:] for row in rows} == {b"x"}
 
 
+@pytest.mark.sources
 async def test_a_request_that_changes_ways_holds_nothing_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = upstream.OriginPool.connect
     tries = 0

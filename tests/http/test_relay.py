@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from fake_model import OK, Call, chat, fixed, house_of, last, until
 from standins import Client, House
+from ways import close_express
 
 from llamaswapd.http import body as body_module
-from llamaswapd.http import express
 from llamaswapd.http import upstream as upstream_module
 from llamaswapd.http.ordinary import Awaited
 
@@ -488,7 +488,7 @@ async def test_a_large_request_on_a_connection_that_takes_no_more_and_is_reset_i
         await call.read_body()
         await call.send(OK)
 
-    monkeypatch.setattr(express.Express, "admit", lambda *_: None)
+    close_express(monkeypatch)
     monkeypatch.setattr(Awaited, "on_writable", note)
     async with house_of(answer) as (it, server):
         client = await it.connect()

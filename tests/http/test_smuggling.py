@@ -101,6 +101,7 @@ async def send(it: House, data: bytes) -> None:
     client.writer.transport.abort()
 
 
+@pytest.mark.sources
 @pytest.mark.timeout(240)
 async def test_a_models_server_sees_exactly_the_requests_that_were_sent_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sent, seen = 0, 0

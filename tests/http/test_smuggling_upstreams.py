@@ -152,6 +152,7 @@ async def leave_in_the_middle(it: House, attack: bytes, sent: list[Sent]) -> Non
     await until(lambda: not it.engine.leases)
 
 
+@pytest.mark.sources
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("run", [pytest.param(run, id=name) for name, run in SERVERS.items()])
 async def test_a_real_server_sees_what_was_sent_and_nobody_gets_the_answer_of_another(

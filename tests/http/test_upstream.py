@@ -277,6 +277,7 @@ async def test_the_kernel_looks_whether_the_server_is_still_there(period_s: int)
         assert idle_s == (period_s or int(Path("/proc/sys/net/ipv4/tcp_keepalive_time").read_text()))
 
 
+@pytest.mark.sources
 async def test_a_server_that_closes_while_it_is_connected_to_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     connected = OriginPool._connected
 
