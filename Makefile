@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Its folders stay behind for a look; not in /tmp.
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
-.PHONY: demo test check testbed faults bench deb rpm clean setup
+.PHONY: demo test check testbed faults compiled bench deb rpm clean setup
 
 demo:
 	@tests/setup demo "$(PYTHON)"
@@ -31,8 +31,13 @@ testbed: setup
 faults: setup
 	$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
+# The modules that every request goes through, in place, as packages have them. Tests run the sources all the same, unless
+# LLAMASWAPD_COMPILED=1; then without those of them that replace functions: make test ARGS='-m "not testbed and not sources"'
+compiled: setup
+	@tests/setup compile "$(PYTHON)"
+
 # Against nginx, a Go stand-in for llama-swap and the bare upstream; see bench/README.md.
-bench: setup
+bench: compiled
 	@tests/setup bench "$(PYTHON)"
 	$(BIN)/python bench/make_bench.py $(ARGS)
 
@@ -47,4 +52,5 @@ setup:
 	@tests/setup dev "$(PYTHON)"
 
 clean:
+	find llamaswapd \( -name '*.so' -o -name compiled.from \) -delete
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .pytest_tmp .hypothesis

@@ -22,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from llamaswapd import compiled
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
@@ -79,7 +81,7 @@ def main() -> int:
     if last.exists():
         last.replace(previous)
     last.write_text(json.dumps({"medians": medians, "cold_start": cold}, indent=1, sort_keys=True) + "\n")
-    print("\n## What has to be reached\n")
+    print(f"\n## What has to be reached\n\nllamaswapd's modules are {compiled.state()}.\n")
     missed = judge(medians)
     if previous.exists():
         compare(json.loads(previous.read_text())["medians"], medians)

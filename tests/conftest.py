@@ -13,6 +13,8 @@ from types import FrameType
 
 import pytest
 
+os.environ.setdefault("LLAMASWAPD_COMPILED", "0")  # the sources, here and in every daemon, unless somebody says 1
+
 from llamaswapd.errors import ManagerUnavailable
 from llamaswapd.systemd.private import PrivateManager
 

@@ -25,6 +25,7 @@ MAY_USE = {
     "condition": set[str](),
     "state": {"errors"},
     "links": set[str](),
+    "compiled": set[str](),
     "watch": {"links", "errors"},
     "engine": {"core", "config", "readiness", "state", "observe", "errors"},
     "http": {"engine", "core", "config", "activity", "machine", "observe", "condition", "errors"},
