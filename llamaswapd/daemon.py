@@ -32,7 +32,8 @@ from llamaswapd.http.metrics import Durations
 from llamaswapd.http.server import Listener
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
-from llamaswapd.observe import LineFormat, Observer
+from llamaswapd.observe import Observer
+from llamaswapd.observe.log import LineFormat
 from llamaswapd.source import Files, Launcher, Source
 from llamaswapd.state import State as Memory
 from llamaswapd.state import StateFile

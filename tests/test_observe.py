@@ -10,19 +10,9 @@ from typing import Any, ClassVar
 import pytest
 from multidict import CIMultiDict
 
-from llamaswapd.observe import (
-    BYTE_UPDATES_S,
-    QUEUE_CHARACTERS,
-    Event,
-    Feed,
-    Inflight,
-    InflightEntry,
-    LineFormat,
-    LogRing,
-    canonical,
-    remote_ip,
-    shown_headers,
-)
+from llamaswapd.observe.feed import QUEUE_CHARACTERS, Event, Feed
+from llamaswapd.observe.inflight import BYTE_UPDATES_S, Inflight, InflightEntry, canonical, remote_ip, shown_headers
+from llamaswapd.observe.log import LineFormat, LogRing
 
 MOMENT = 1136239445.123456  # 2006-01-02 22:04:05 UTC, the time in Go's layouts
 

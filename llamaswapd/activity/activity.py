@@ -24,7 +24,7 @@ from llamaswapd.activity.store import Store
 from llamaswapd.activity.usage import NO_TOKENS, Tokens
 from llamaswapd.config.schema import Config
 from llamaswapd.errors import NotFound
-from llamaswapd.observe import Event, Feed
+from llamaswapd.observe.feed import Event, Feed
 
 BATCH = 256  # requests at once: what that costs delays one request in as many
 AT_ONCE_S = 0.001  # how long a part of a batch may take: hundreds of streams may end together

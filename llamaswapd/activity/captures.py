@@ -18,7 +18,7 @@ from typing import cast
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
 from llamaswapd.activity.record import REQUESTS_NOT_KEPT, SUCCESS, Pairs, Pieces, Record
-from llamaswapd.observe import clean, shown_headers
+from llamaswapd.observe.inflight import clean, shown_headers
 
 ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
 COMPRESSED_FROM_BYTES = 16 * 1024

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llamaswapd.errors import RequestError
-from llamaswapd.observe import clean
+from llamaswapd.observe.inflight import clean
 
 MOST_ROWS = 999  # of a page
 MOST_NUMBER = 2**63 - 1

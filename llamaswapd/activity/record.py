@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from llamaswapd.activity.rows import Row, Stored
 from llamaswapd.activity.usage import Tokens
-from llamaswapd.observe import Headers, InflightEntry
+from llamaswapd.observe.inflight import Headers, InflightEntry
 
 Pairs = Iterable[tuple[str, str]]
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from llamaswapd.activity.usage import Tokens
-from llamaswapd.observe import clean
+from llamaswapd.observe.inflight import clean
 
 # In the order of `Row.stored`. The first ones, and the table's name, are llama-swap's: its file can be taken over.
 COLUMNS = (

@@ -15,7 +15,7 @@ from llamaswapd.errors import ModelNotFound, NotFound, RequestError
 from llamaswapd.http.answers import json_answer, redirect, text_answer
 from llamaswapd.http.listing import Record, model_records, running_records
 from llamaswapd.http.server import cancelled_if_gone
-from llamaswapd.observe import Inflight
+from llamaswapd.observe.inflight import Inflight
 
 
 class Api:

@@ -16,7 +16,9 @@ from llamaswapd.errors import Error
 from llamaswapd.http.listing import status_records
 from llamaswapd.http.logs import LogLines, following, history
 from llamaswapd.http.streams import Streams, stream_response
-from llamaswapd.observe import HISTORY_BYTES, Event, Observer, Subscription
+from llamaswapd.observe import Observer
+from llamaswapd.observe.feed import Event, Subscription
+from llamaswapd.observe.log import HISTORY_BYTES
 
 log = logging.getLogger(__name__)
 

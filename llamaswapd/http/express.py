@@ -47,7 +47,8 @@ from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
 from llamaswapd.http.upstream import OriginPool, Pool, Stale, Upstream
 from llamaswapd.http.wire import Framing
 from llamaswapd.http.wire import Shape as AnswerShape
-from llamaswapd.observe import Inflight, Pairs, took
+from llamaswapd.observe.inflight import Inflight, Pairs
+from llamaswapd.observe.log import took
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection
@@ -339,18 +340,20 @@ class Exchange(Relay):
         return True
 
     async def _connect(self, pool: OriginPool, unedited: bytes | None = None, *, is_first: bool) -> None:
+        failure: UpstreamError | None = None
         try:
             upstream = await pool.connect()
         except UpstreamError as error:
-            if is_first:
-                self._text = unedited or self._text
-                self._hand_over()
-            else:  # it has been sent once: its model may have died of it
-                await self._explain(error)
-            return
-        self._task = None
-        self.connection.resume_reading()
-        self._send(upstream, self.connection.now)
+            failure = error
+        if failure is None:
+            self._task = None
+            self.connection.resume_reading()
+            self._send(upstream, self.connection.now)
+        elif is_first:
+            self._text = unedited or self._text
+            self._hand_over()
+        else:  # it has been sent once: its model may have died of it
+            await self._explain(failure)
 
     def _send(self, upstream: Upstream, now: float) -> None:
         if self._left or self._length > WRITE_AT_ONCE:

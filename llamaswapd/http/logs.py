@@ -14,7 +14,7 @@ from llamaswapd.engine import Engine
 from llamaswapd.errors import ModelNotFound, RequestError
 from llamaswapd.http.answers import redirect, text_answer
 from llamaswapd.http.streams import Streams, stream_response
-from llamaswapd.observe import HISTORY_BYTES, LogRing
+from llamaswapd.observe.log import HISTORY_BYTES, LogRing
 
 LogLines = AsyncIterator[tuple[str, str]]  # see Engine.logs
 

@@ -36,7 +36,7 @@ from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import CLIENT_LEFT
 from llamaswapd.http.upgrade import offers_websocket, passed_on, wanted_protocol
 from llamaswapd.http.upstream import Pool, Stale
-from llamaswapd.observe import Inflight
+from llamaswapd.observe.inflight import Inflight
 
 log = logging.getLogger(__name__)
 

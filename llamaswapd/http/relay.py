@@ -31,7 +31,7 @@ from llamaswapd.http.wire import (
     UntilClose,
     names_in,
 )
-from llamaswapd.observe import Inflight, Pairs
+from llamaswapd.observe.inflight import Inflight, Pairs
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection

@@ -15,7 +15,7 @@ from llamaswapd.http.auth import authorize
 from llamaswapd.http.forward import forwarded, forwarded_for_line
 from llamaswapd.http.heads import Shape
 from llamaswapd.http.traffic import printable
-from llamaswapd.observe import access_head, access_tail
+from llamaswapd.observe.log import access_head, access_tail
 
 STARTS_KEPT = 64  # beginnings of heads for a model's server, of one head of a client; one for each address and model
 

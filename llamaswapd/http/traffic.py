@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llamaswapd.observe import AccessLog, Answered
+from llamaswapd.observe.log import AccessLog, Answered
 
 UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
 CLIENT_LEFT = 499  # in the access log and the activity: no answer was sent, as nginx writes it

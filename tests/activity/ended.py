@@ -13,7 +13,7 @@ from llamaswapd.activity.record import NO_METADATA, Record
 from llamaswapd.config.schema import Config, Store
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.wire import Chunked, parse_head
-from llamaswapd.observe import Event, Feed
+from llamaswapd.observe.feed import Event, Feed
 
 USAGE = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'
 

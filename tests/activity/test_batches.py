@@ -21,7 +21,7 @@ from llamaswapd.activity.query import Query
 from llamaswapd.activity.record import Record
 from llamaswapd.config.schema import Config, ModelConfig, Peer, Store
 from llamaswapd.errors import ConfigError, NotFound
-from llamaswapd.observe import Event, Feed
+from llamaswapd.observe.feed import Event, Feed
 from tests.activity.ended import USAGE, activity, chunked, finished, plain, until
 
 STREAM = b"data: %b\n\ndata: [DONE]\n\n" % USAGE

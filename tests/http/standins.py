@@ -25,7 +25,9 @@ from llamaswapd.http.metrics import Durations
 from llamaswapd.http.server import Listener
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
-from llamaswapd.observe import Event, Feed, LineFormat, Observer
+from llamaswapd.observe import Observer
+from llamaswapd.observe.feed import Event, Feed
+from llamaswapd.observe.log import LineFormat
 
 
 class Engine:

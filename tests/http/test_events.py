@@ -12,7 +12,7 @@ from standins import Client, Engine, House, house, model
 from llamaswapd.core.lifecycle import State
 from llamaswapd.errors import UnitError
 from llamaswapd.http import server, streams
-from llamaswapd.observe import InflightEntry
+from llamaswapd.observe.inflight import InflightEntry
 
 
 class Reader:
