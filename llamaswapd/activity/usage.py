@@ -342,7 +342,7 @@ def _result(prompt: int, output: int, cached: int, timings: object, metrics: obj
             drafts = found or drafts
         first_ms, next_ms = _speed(metrics.get("time_to_first_token_ms")), _speed(metrics.get("mean_itl_ms"))
         if first_ms > 0:
-            prompt_speed = _speed(max(prompt - max(cached, 0), 0) / (first_ms / 1000))
+            prompt_speed = _speed(1000 * max(prompt - max(cached, 0), 0) / first_ms)
         if next_ms > 0:
             speed = _speed(1000 / next_ms)
     drafted, accepted = drafts or (-1, -1)

@@ -83,6 +83,13 @@ def test_metrics_give_drafts_and_speeds() -> None:
     assert of_json({"usage": counts, "metrics": metrics, "timings": {"predicted_per_second": 3}})[0].speed == 50.0
 
 
+@pytest.mark.parametrize("first_ms", [5e-324, 1e-300, 1e300])
+def test_a_time_that_is_next_to_none_makes_no_speed(first_ms: float) -> None:
+    found, _ = of_json({"usage": {"prompt_tokens": 100}, "metrics": {"time_to_first_token_ms": first_ms}})
+    assert found.input == 100
+    assert found.prompt_speed in (-1.0, 0.0, 100 * 1000 / 1e300)
+
+
 def test_of_an_infill_array_the_last_element_counts() -> None:
     answer = [{"timings": {"prompt_n": 1}}, {"content": "x", "timings": TIMINGS}]
     assert of_json(answer, is_infill=True)[0].input == 7
