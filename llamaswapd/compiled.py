@@ -22,9 +22,8 @@ from types import ModuleType
 # What is done for each request, token or connection, and the classes that it derives from. ARCHITECTURE.md says what a
 # module must keep to for that.
 MODULES = (
-    "activity.activity", "activity.captures", "activity.record", "activity.usage", "http.connection", "http.express",
-    "http.heads", "http.kept", "http.link", "http.ordinary", "http.recording", "http.relay", "http.route",
-    "http.traffic", "http.upstream", "http.wire", "observe",
+    "activity.record", "http.connection", "http.express", "http.heads", "http.kept", "http.link", "http.ordinary",
+    "http.recording", "http.relay", "http.route", "http.traffic", "http.upstream", "http.wire", "observe.inflight",
 )  # fmt: skip
 
 PACKAGE = Path(__file__).parent

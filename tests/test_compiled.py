@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import MemberDescriptorType
@@ -133,3 +134,29 @@ def test_no_property_takes_the_place_of_a_slot() -> None:
                 if isinstance(value, property):
                     slots = [base for base in kind.__mro__ if isinstance(vars(base).get(name), MemberDescriptorType)]
                     assert not slots, f"{kind.__name__}.{name}"
+
+
+def compiled_nodes() -> Iterator[tuple[str, ast.AST]]:
+    for name, tree in trees().items():
+        if name in compiled.MODULES:
+            for node in ast.walk(tree):
+                yield f"{name}:{getattr(node, 'lineno', 0)}", node
+
+
+def test_an_await_stands_alone() -> None:
+    """Debian 13's mypyc forgets what was worked out of an expression before it waits."""
+    nodes = list(compiled_nodes())
+    statements = (ast.Expr, ast.Assign, ast.AnnAssign, ast.Return)
+    alone = {node.value for _, node in nodes if isinstance(node, statements)}
+    assert [where for where, node in nodes if isinstance(node, ast.Await) and node not in alone] == []
+
+
+def test_nobody_waits_while_an_error_is_handled() -> None:
+    """All others would handle it, too."""
+    handlers = [(where, node) for where, node in compiled_nodes() if isinstance(node, ast.ExceptHandler)]
+    assert [where for where, each in handlers for node in ast.walk(each) if isinstance(node, ast.Await)] == []
+
+
+def test_nothing_is_referred_to_weakly() -> None:
+    """Its memory would be referred to when it is gone."""
+    assert [where for where, node in compiled_nodes() if getattr(node, "value", None) == "__weakref__"] == []

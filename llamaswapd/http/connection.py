@@ -79,8 +79,8 @@ class Connection(Link, asyncio.Protocol):
     """
 
     __slots__ = (
-        "__weakref__", "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_fresh", "_is_handed", "_last_shape",
-        "_left", "_loop", "_site", "answering", "deadline", "failure", "has_left", "is_ending", "is_paused",
+        "_ahead", "_exchange", "_handler", "_is_aiohttps", "_is_fresh", "_is_handed", "_last_shape",
+        "_left", "_loop", "_site", "answering", "arrival", "deadline", "failure", "has_left", "is_ending", "is_paused",
         "is_writable", "on_gone", "peer", "relay",
     )  # fmt: skip
 
@@ -93,6 +93,7 @@ class Connection(Link, asyncio.Protocol):
         self.peer = ""  # the client's address, "" for a UNIX socket
         self.deadline: float | None = loop.time() + HEAD_TIMEOUT_S  # by which the client must have sent something
         self.is_ending = False  # the request at hand is the last one
+        self.arrival: object = None  # what the site knows it by while TLS is being negotiated
         self.answering: asyncio.Task[object] | None = None  # runs the handler of aiohttp's request at hand
         self.failure: Error | None = None  # why everything is cut, once it is
         self._site = site

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Outbox:
     """What clients are sent in this turn of the loop, if that is much. Each link's bytes stay in their order."""
 
-    __slots__ = ("__weakref__", "_sent", "at_once", "kept")
+    __slots__ = ("_sent", "at_once", "kept")
 
     def __init__(self, at_once: int = LOOK_EVERY) -> None:
         self.at_once = at_once  # so many writes, less one, are sent at once; then one is kept, to see how many follow

@@ -257,6 +257,13 @@ def _fit_for_aiohttp(
     return make(message, payload, handler, *context)
 
 
+class Arrival:
+    """Stands for a connection while TLS is being negotiated: nobody tells if that comes to nothing, but this goes then.
+
+    Not the connection itself, which may be compiled, and cannot be referred to weakly then.
+    """
+
+
 class Site:
     """The listening sockets of an application that has been set up, and the connections that came of them."""
 
@@ -265,7 +272,7 @@ class Site:
         self.is_draining = False
         self.failure: Error | None = None
         self.connections: set[Connection] = set()
-        self._arriving: WeakSet[Connection] = WeakSet()  # accepted, but TLS is still being negotiated
+        self._arriving: WeakSet[Arrival] = WeakSet()
         self._ended = asyncio.Event()  # a connection, since this was last cleared
         self._loop = asyncio.get_running_loop()
         self.outbox = Outbox.of_running_loop()
@@ -298,12 +305,12 @@ class Site:
     def _arrive(self, has_tls: bool) -> Connection:
         connection = Connection(self, self._loop, has_tls=has_tls)
         if has_tls:
-            self._arriving.add(connection)
+            connection.arrival = arrival = Arrival()
+            self._arriving.add(arrival)
         return connection
 
     def add(self, connection: Connection) -> None:
-        if connection.has_tls:
-            self._arriving.discard(connection)
+        connection.arrival = None
         self.connections.add(connection)
 
     def remove(self, connection: Connection) -> None:

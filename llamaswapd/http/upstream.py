@@ -404,8 +404,9 @@ class OriginPool:
         """Return a connection on which TLS has not been spoken yet."""
         origin, by_way = self.origin, self.by_way
         if by_way is not None and origin.tls:
+            transport = await tunnel(by_way, origin)
             upstream = Upstream(self)
-            upstream.connection_made(await tunnel(by_way, origin))
+            upstream.connection_made(transport)
             return upstream
         host, port = (by_way.host, by_way.port) if by_way is not None else (origin.host, origin.port)
         _, upstream = await self.loop.create_connection(lambda: Upstream(self), host, port)
