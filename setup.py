@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
+OLDEST_MYPY = 2  # 1.15 loses values, and errors, of coroutines
 
 sys.path.insert(0, str(HERE))
 from llamaswapd import compiled  # noqa: E402
@@ -42,8 +43,13 @@ class Build(build_ext):
 
 
 def extensions() -> list[Extension]:
+    from mypy.version import __version__
     from mypyc.build import mypycify
 
+    if int(__version__.partition(".")[0]) < OLDEST_MYPY:
+        sys.exit(
+            f"mypy {__version__} is too old to compile llamaswapd; take {OLDEST_MYPY} or later, or no LLAMASWAPD_COMPILE"
+        )
     sources = [str(Path(compiled.PACKAGE.name, compiled.source(module))) for module in compiled.MODULES]
     # Whether the types are right is checked elsewhere; here they say what may be taken for granted.
     options = ["--config-file=", "--follow-imports=silent", "--ignore-missing-imports", "--python-version=3.11"]
@@ -57,6 +63,6 @@ def extensions() -> list[Extension]:
 
 if os.environ.get("LLAMASWAPD_COMPILE") == "1":
     named = [Extension(f"{compiled.PACKAGE.name}.{module}", []) for module in compiled.MODULES]
-    setup(ext_modules=named, cmdclass={"build_ext": Build}, setup_requires=["mypy>=1.15"])
+    setup(ext_modules=named, cmdclass={"build_ext": Build}, setup_requires=[f"mypy>={OLDEST_MYPY}"])
 else:
     setup()

@@ -144,7 +144,7 @@ def compiled_nodes() -> Iterator[tuple[str, ast.AST]]:
 
 
 def test_an_await_stands_alone() -> None:
-    """Debian 13's mypyc forgets what was worked out of an expression before it waits."""
+    """Older versions of mypyc forget what was worked out of an expression before it waits."""
     nodes = list(compiled_nodes())
     statements = (ast.Expr, ast.Assign, ast.AnnAssign, ast.Return)
     alone = {node.value for _, node in nodes if isinstance(node, statements)}
