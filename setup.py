@@ -47,9 +47,7 @@ def extensions() -> list[Extension]:
     from mypyc.build import mypycify
 
     if int(__version__.partition(".")[0]) < OLDEST_MYPY:
-        sys.exit(
-            f"mypy {__version__} is too old to compile llamaswapd; take {OLDEST_MYPY} or later, or no LLAMASWAPD_COMPILE"
-        )
+        sys.exit(f"mypy {__version__} is too old to compile llamaswapd: take {OLDEST_MYPY} or later, or do not compile")
     sources = [str(Path(compiled.PACKAGE.name, compiled.source(module))) for module in compiled.MODULES]
     # Whether the types are right is checked elsewhere; here they say what may be taken for granted.
     options = ["--config-file=", "--follow-imports=silent", "--ignore-missing-imports", "--python-version=3.11"]
