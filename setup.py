@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-OLDEST_MYPY = 2  # 1.15 loses values, and errors, of coroutines
+OLDEST_MYPY = 2  # 1.15 loses values of coroutines
 
 sys.path.insert(0, str(HERE))
 from llamaswapd import compiled  # noqa: E402
