@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -61,6 +62,7 @@ def extensions() -> list[Extension]:
 
 if os.environ.get("LLAMASWAPD_COMPILE") == "1":
     named = [Extension(f"{compiled.PACKAGE.name}.{module}", []) for module in compiled.MODULES]
-    setup(ext_modules=named, cmdclass={"build_ext": Build}, setup_requires=[f"mypy>={OLDEST_MYPY}"])
+    needed = [] if find_spec("mypyc") else [f"mypy>={OLDEST_MYPY}"]  # which pip asks for first
+    setup(ext_modules=named, cmdclass={"build_ext": Build}, setup_requires=needed)
 else:
     setup()
