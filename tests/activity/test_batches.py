@@ -436,7 +436,6 @@ async def test_usage_is_found_in_what_is_left_of_a_long_last_event() -> None:
     assert (row[0].input, row[0].output) == (3, 4)
 
 
-@pytest.mark.sources
 async def test_a_long_batch_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE_S", 0.0)
     monkeypatch.setattr(Activity._work_on, "__defaults__", (0.0,))

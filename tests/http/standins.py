@@ -113,19 +113,16 @@ class Engine:
             self.followers -= 1
 
 
-class RememberingActivity:
-    """Remembers what has ended, beside making rows of it. Not derived from it, as none can be from a compiled one."""
+class RememberingActivity(Activity):
+    """Remembers what has ended, beside making rows of it."""
 
     def __init__(self, config: Config, events: Feed[Event]) -> None:
+        super().__init__(config, events)
         self.ended: list[Any] = []  # records, but for their methods
-        self._activity = Activity(config, events)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._activity, name)
 
     def add(self, record: Record) -> None:
         self.ended.append(as_it_is(record))
-        self._activity.add(record)
+        super().add(record)
 
 
 def as_it_is(record: Record) -> Any:
