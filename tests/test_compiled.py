@@ -143,18 +143,9 @@ def compiled_nodes() -> Iterator[tuple[str, ast.AST]]:
                 yield f"{name}:{getattr(node, 'lineno', 0)}", node
 
 
-def test_an_await_stands_alone() -> None:
-    """Older versions of mypyc forget what was worked out of an expression before it waits."""
-    nodes = list(compiled_nodes())
-    statements = (ast.Expr, ast.Assign, ast.AnnAssign, ast.Return)
-    alone = {node.value for _, node in nodes if isinstance(node, statements)}
-    assert [where for where, node in nodes if isinstance(node, ast.Await) and node not in alone] == []
-
-
-def test_nobody_waits_while_an_error_is_handled() -> None:
-    """All others would handle it, too."""
-    handlers = [(where, node) for where, node in compiled_nodes() if isinstance(node, ast.ExceptHandler)]
-    assert [where for where, each in handlers for node in ast.walk(each) if isinstance(node, ast.Await)] == []
+def test_nothing_is_a_coroutine_or_a_generator() -> None:
+    kinds = (ast.AsyncFunctionDef, ast.Await, ast.Yield, ast.YieldFrom)
+    assert [where for where, node in compiled_nodes() if isinstance(node, kinds)] == []
 
 
 def test_nothing_is_referred_to_weakly() -> None:

@@ -22,13 +22,13 @@ from llamaswapd.http.health import Health
 from llamaswapd.http.logs import Logs
 from llamaswapd.http.machine import Machine
 from llamaswapd.http.metrics import Durations, Metrics
+from llamaswapd.http.pool import Pool
 from llamaswapd.http.proxy import Proxy
 from llamaswapd.http.recording import Recorder
 from llamaswapd.http.server import Listener, Site
 from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import Traffic
 from llamaswapd.http.ui import Ui
-from llamaswapd.http.upstream import Pool
 from llamaswapd.machine.hardware import Hardware
 from llamaswapd.machine.performance import Performance
 from llamaswapd.observe import Observer
@@ -95,7 +95,8 @@ class FrontEnd:
         """Wait until no request is being answered and, after `drain`, no connection is left."""
         if self._site is not None and self._site.is_draining:
             await self._site.drained()
-        await self._traffic.idle()
+        while self._traffic.active:
+            await self._traffic.idle().wait()
 
     def cut(self, why: str) -> None:
         """End what is still being answered, visibly: an answer that has begun is broken off, others are 503 and `why`.

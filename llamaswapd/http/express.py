@@ -23,11 +23,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llamaswapd.activity.record import PLAIN_BYTES
 from llamaswapd.core import jsontext
@@ -37,14 +37,15 @@ from llamaswapd.engine import Engine
 from llamaswapd.errors import Cancelled, Error, RequestTimeout, UpstreamError
 from llamaswapd.http import body
 from llamaswapd.http.answers import error_bytes
-from llamaswapd.http.failure import explained
+from llamaswapd.http.errands import Errands, explain, get_connection
 from llamaswapd.http.heads import Headers, Shape
 from llamaswapd.http.kept import KeptRequest
+from llamaswapd.http.pool import Pool
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.relay import Relay
 from llamaswapd.http.route import Route, Start
 from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
-from llamaswapd.http.upstream import OriginPool, Pool, Stale, Upstream
+from llamaswapd.http.upstream import OriginPool, Stale, Upstream
 from llamaswapd.http.wire import Framing
 from llamaswapd.http.wire import Shape as AnswerShape
 from llamaswapd.observe.inflight import Inflight, Pairs
@@ -76,17 +77,17 @@ class Destination:
 
 
 class Express:
-    """Admits requests and owns the few tasks that they need. Sees `engine.config` anew for each request."""
+    """Admits requests. Sees `engine.config` anew for each request."""
 
     def __init__(self, engine: Engine, inflight: Inflight, pool: Pool, traffic: Traffic, recorder: Recorder) -> None:
         self.engine = engine
         self.inflight = inflight
         self.traffic = traffic
         self.recorder = recorder
+        self.errands = Errands()
         self._pool = pool
         self._config = engine.config
         self._destinations: dict[str, Destination] = {}  # of the names that have been used
-        self._tasks: set[asyncio.Task[None]] = set()
         engine.on_profile(lambda _: self._destinations.clear())
 
     def admit(
@@ -130,25 +131,6 @@ class Express:
         found = Destination(model.id, pool, prefix, edit if edit.is_needed else None, about)
         self._destinations[name] = found
         return found
-
-    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do something that takes a task; what it raises is logged."""
-        task = asyncio.create_task(work, name="express")
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("unexpected error", exc_info=error)
-
-    async def close(self) -> None:
-        """Give up what is still being done."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
 
 class Phase(Enum):
@@ -328,7 +310,7 @@ class Exchange(Relay):
             self._send_whole(upstream, now)
         else:
             self._phase = Phase.SERVER
-            self._do(partial(self._connect, to.pool, unedited, is_first=True))
+            self._task = express.errands.run(get_connection(self, to.pool, unedited, is_first=True))
             if self._left:
                 connection.pause_reading()
         # The model's server is at work by now. Nothing of this is needed before its answer comes.
@@ -339,21 +321,16 @@ class Exchange(Relay):
         connection.deadline = None
         return True
 
-    async def _connect(self, pool: OriginPool, unedited: bytes | None = None, *, is_first: bool) -> None:
-        failure: UpstreamError | None = None
-        try:
-            upstream = await pool.connect()
-        except UpstreamError as error:
-            failure = error
-        if failure is None:
-            self._task = None
-            self.connection.resume_reading()
-            self._send(upstream, self.connection.now)
-        elif is_first:
-            self._text = unedited or self._text
-            self._hand_over()
-        else:  # it has been sent once: its model may have died of it
-            await self._explain(failure)
+    def on_connection(self, upstream: Upstream) -> None:
+        """There is a new connection to the model's server."""
+        self._task = None
+        self.connection.resume_reading()
+        self._send(upstream, self.connection.now)
+
+    def on_refusal(self, unedited: bytes | None) -> None:
+        """There is none, and nothing has been sent."""
+        self._text = unedited or self._text
+        self._hand_over()
 
     def _send(self, upstream: Upstream, now: float) -> None:
         if self._left or self._length > WRITE_AT_ONCE:
@@ -414,34 +391,25 @@ class Exchange(Relay):
             self._answered(self.status)
         elif isinstance(error, Stale) and self._text:
             self._phase = Phase.SERVER
-            self._do(partial(self._connect, error.pool, is_first=False))
+            self._task = self._express.errands.run(get_connection(self, error.pool, is_first=False))
         else:
             self._phase = Phase.CAUSE
             self.connection.deadline = None
-            self._do(partial(self._explain, error))
+            self._task = self._express.errands.run(explain(self, error))
 
-    def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do something that takes a task, which may be cancelled before it begins."""
-        self._task = self._express.run(self._guarded(work))
-
-    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work()
-        except Exception as error:
-            log.exception("unexpected error while answering %s", self.path)
-            if self._phase is NOTHING:
-                return
-            self.end()
-            self._fail(Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
-
-    async def _explain(self, error: UpstreamError) -> None:
-        assert self.lease is not None
-        failure = await explained(self.lease, self.lease.model, error)
+    def on_explanation(self, failure: UpstreamError | None) -> None:
+        """It is known why the answer will not come, or not to its end; None: that was its end."""
         self._task = None
         if failure is None:
             self._answered(self.status)
         else:
             self._fail(failure)
+
+    def on_accident(self, error: Exception) -> None:
+        """An errand has failed as nobody foresaw."""
+        if self._phase is not NOTHING:
+            self.end()
+            self._fail(Error(f"internal error: {type(error).__name__}; its traceback is in the log"))
 
     def _fail(self, error: Error) -> None:
         """Answer with an error, or show the client that its answer is cut."""

@@ -8,7 +8,7 @@ against the other. No socket, no loop.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -73,11 +73,13 @@ class Shape(Template):
         """Return a field's value, "" when it is not there; no field is there twice."""
         return next((field.value.decode() for field in self.fields if field.name == name), "")
 
-    def pairs(self, digits: bytes) -> Iterator[tuple[str, str]]:
-        """Yield the fields of such a head as text, name and value."""
+    def pairs(self, digits: bytes) -> list[tuple[str, str]]:
+        """Return the fields of such a head as text, name and value."""
+        found = []
         for field in self.fields:
             name, _, value = field.line.partition(b": ")
-            yield name.decode(), (digits if field.name == b"content-length" else value).decode()
+            found.append((name.decode(), (digits if field.name == b"content-length" else value).decode()))
+        return found
 
 
 class Headers:
@@ -90,7 +92,7 @@ class Headers:
     def get(self, name: str, default: str, /) -> str:
         return self._shape.value(name.lower().encode()) or default
 
-    def items(self) -> Iterator[tuple[str, str]]:
+    def items(self) -> list[tuple[str, str]]:
         return self._shape.pairs(self._digits)
 
 

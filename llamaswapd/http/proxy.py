@@ -25,17 +25,20 @@ from llamaswapd.core.routing import JsonReader, ModelReader, MultipartReader, Qu
 from llamaswapd.engine import Engine, Resolved
 from llamaswapd.errors import Cancelled, Conflict, Error, NotFound, RequestError, UnknownModel, UpstreamError, envelope
 from llamaswapd.http.answers import redirect
+from llamaswapd.http.awaited import Awaited
 from llamaswapd.http.body import Body
+from llamaswapd.http.connect import connect
 from llamaswapd.http.failure import explained
 from llamaswapd.http.forward import request_head, target_of
 from llamaswapd.http.loading import show_loading
-from llamaswapd.http.ordinary import Awaited, Relayed
+from llamaswapd.http.ordinary import Relayed, cancellable, exchange
+from llamaswapd.http.pool import Pool
 from llamaswapd.http.recording import Recorder, about_request
 from llamaswapd.http.server import cancelled_if_gone
 from llamaswapd.http.streams import Streams
 from llamaswapd.http.traffic import CLIENT_LEFT
 from llamaswapd.http.upgrade import offers_websocket, passed_on, wanted_protocol
-from llamaswapd.http.upstream import Pool, Stale
+from llamaswapd.http.upstream import Stale
 from llamaswapd.observe.inflight import Inflight
 
 log = logging.getLogger(__name__)
@@ -192,7 +195,7 @@ class Proxy:
         relay.show_in(self._inflight)
         failure: Error | None = None
         try:
-            with relay.cancellable():
+            with cancellable(relay):
                 yield
         except Cancelled as error:
             failure = error
@@ -281,11 +284,11 @@ class Proxy:
             # one.
             if body.is_complete and not upgrade and (kept := pool.take()) is not None:
                 try:
-                    await relay.exchange(kept, head, body)
+                    await exchange(relay, kept, head, body)
                     return
                 except Stale:
                     pass
-            await relay.exchange(await pool.connect(), head, body, upgrades=bool(upgrade))
+            await exchange(relay, await connect(pool), head, body, upgrades=bool(upgrade))
 
 
 def _is_ignored(request: web.Request, target: ModelConfig | PeerModel) -> bool:

@@ -375,7 +375,7 @@ class Site:
         answering = [connection for connection in self.connections if connection.is_answering]
         while self._loop.time() < deadline and any(connection.is_answering for connection in answering):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        await self.express.close()
+        await self.express.errands.close()
         self.outbox.send()
         while self.connections:  # the loop tells them in its next turn
             for connection in tuple(self.connections):

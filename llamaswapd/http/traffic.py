@@ -15,27 +15,26 @@ class Traffic:
 
     def __init__(self, access: AccessLog) -> None:
         self.access = access
-        self._active = 0
-        self._idle: asyncio.Event | None = None  # while somebody waits for it
+        self.active = 0
+        self._idle: asyncio.Event | None = None  # once somebody has waited for it
 
     def begin(self) -> None:
         """A request is being answered from now on."""
-        self._active += 1
+        self.active += 1
 
     def end(self, told: Answered | None = None) -> None:
         """It has been answered, or its client has left; the access log is told."""
         if told is not None:
             self.access.add(told)
-        self._active -= 1
-        if not self._active and self._idle is not None:
+        self.active -= 1
+        if not self.active and self._idle is not None:
             self._idle.set()
 
-    async def idle(self) -> None:
-        """Wait until no request is being answered."""
-        while self._active:
-            self._idle = self._idle or asyncio.Event()
-            self._idle.clear()
-            await self._idle.wait()
+    def idle(self) -> asyncio.Event:
+        """Return what is set as soon as none is `active`; when it is awaited, another may have begun."""
+        self._idle = self._idle or asyncio.Event()
+        self._idle.clear()
+        return self._idle
 
 
 def printable(text: str) -> str:

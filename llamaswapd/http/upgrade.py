@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-from llamaswapd.http.ordinary import Awaited
+from llamaswapd.http.awaited import Awaited
 
 
 def offers_websocket(request: web.BaseRequest) -> bool:

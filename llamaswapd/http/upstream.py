@@ -7,17 +7,13 @@ in the server's own framing. Nothing here knows of clients, models or leases.
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 import time
-from functools import cache
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http.link import Link
-from llamaswapd.http.tunnel import by_way_of, tunnel
+from llamaswapd.http.tunnel import by_way_of
 from llamaswapd.http.wire import (
     HEAD_LIMIT,
     SWITCHING_PROTOCOLS,
@@ -31,8 +27,6 @@ from llamaswapd.http.wire import (
 )  # fmt: skip
 
 CONTINUE = 100
-NO_LIMIT_S = 1e9  # where asyncio would take None for a default of its own
-LONGEST_KEEPALIVE_S = 32767  # tcp(7) takes no more
 IDLE_CONNECTIONS = 512  # kept per origin
 CLOSE_WITHIN_S = 10.0  # how long a server may take to read the end of what it was sent
 RELIEVE_AFTER_S = 0.1  # how long an answer may be awaited before idle connections are given up for it
@@ -54,19 +48,6 @@ class Origin(NamedTuple):
         """What a Host header says of it (RFC 9110 section 7.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
-
-
-def parse_base(url: str) -> tuple[Origin, str, str]:
-    """Take a `proxy` URL apart: where to connect, the path prefix without a slash at its end, the query."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise UpstreamError(f'proxy "{url}" is not a URL: {error}') from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UpstreamError(f'proxy "{url}" is not a URL of the form http://host:port')
-    tls = parts.scheme == "https"
-    return Origin(parts.hostname, port or (443 if tls else 80), tls), parts.path.rstrip("/"), parts.query
 
 
 class AnswerSink(Protocol):
@@ -365,7 +346,7 @@ class OriginPool:
     def __init__(self, origin: Origin, timeouts: Timeouts) -> None:
         self.origin = origin
         self.by_way = by_way_of(origin)
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self.loop = asyncio.get_running_loop()  # asking is a system call before Python 3.12
         self.last_shape: Shape | None = None  # of its last answer; the next one is alike
         self.relief: asyncio.TimerHandle | None = None
@@ -382,48 +363,9 @@ class OriginPool:
         """What requests have to tell a proxy on their way that reads them; "" if there is none."""
         return self.by_way.authorization if self.by_way is not None and not self.origin.tls else ""
 
-    async def connect(self) -> Upstream:
-        """Open a connection; raises UpstreamError."""
-        limits = self._timeouts
-        try:
-            async with asyncio.timeout(limits.connect or None):
-                upstream = await self._connected()
-            if self.origin.tls:
-                await self._secure(upstream, float(limits.tls_handshake or NO_LIMIT_S))
-        except TimeoutError:
-            raise UpstreamError(f"{self.origin} does not take connections: nothing for {limits.connect} s") from None
-        except OSError as error:
-            raise UpstreamError(f"{self.origin} does not take connections: {error.strerror or error}") from error
-        if upstream.transport.is_closing():  # it will not be told so any more
-            raise UpstreamError(f"{self.origin} closed the connection before it answered")
-        keep_alive(upstream.transport, limits.keepalive)
+    def add(self, upstream: Upstream) -> None:
+        """A connection has been opened."""
         self._all.add(upstream)
-        return upstream
-
-    async def _connected(self) -> Upstream:
-        """Return a connection on which TLS has not been spoken yet."""
-        origin, by_way = self.origin, self.by_way
-        if by_way is not None and origin.tls:
-            transport = await tunnel(by_way, origin)
-            upstream = Upstream(self)
-            upstream.connection_made(transport)
-            return upstream
-        host, port = (by_way.host, by_way.port) if by_way is not None else (origin.host, origin.port)
-        _, upstream = await self.loop.create_connection(lambda: Upstream(self), host, port)
-        return upstream
-
-    async def _secure(self, upstream: Upstream, within_s: float) -> None:
-        plain = upstream.transport
-        try:
-            secure = await self.loop.start_tls(
-                plain, upstream, tls_context(), server_hostname=self.origin.host, ssl_handshake_timeout=within_s
-            )
-        except BaseException:
-            plain.abort()
-            raise
-        if secure is None:  # the connection was lost in that very moment
-            raise ConnectionResetError("the connection was closed behind the handshake")
-        upstream.connection_made(secure)
 
     def keep(self, upstream: Upstream, now: float) -> None:
         """Take a connection back whose exchange has ended well, at that time of the monotonic clock."""
@@ -432,8 +374,8 @@ class OriginPool:
             return
         upstream.idle_since = now
         self._idle.append(upstream)
-        if self._sweep is None and self._timeouts.idle_conn:
-            self._sweep = self.loop.call_later(self._timeouts.idle_conn, self._close_idle)
+        if self._sweep is None and self.timeouts.idle_conn:
+            self._sweep = self.loop.call_later(self.timeouts.idle_conn, self._close_idle)
 
     def forget(self, upstream: Upstream) -> None:
         """A connection has ended."""
@@ -464,7 +406,7 @@ class OriginPool:
 
     def _relieve(self) -> None:
         self.relief = None
-        now, limit_s = self.loop.time(), self._timeouts.response_header
+        now, limit_s = self.loop.time(), self.timeouts.response_header
         waited_s = {each: now - each.awaiting_since for each in self._all if each.awaiting_since is not None}
         if waited_s and max(waited_s.values()) >= RELIEVE_AFTER_S:
             self._close_all_idle()
@@ -476,68 +418,13 @@ class OriginPool:
 
     def _close_idle(self) -> None:
         """Close what was idle for too long; look again when the next one may be."""
-        oldest_allowed = self.loop.time() - self._timeouts.idle_conn
+        oldest_allowed = self.loop.time() - self.timeouts.idle_conn
         for upstream in self._idle:
             if upstream.idle_since <= oldest_allowed:
                 upstream.transport.abort()
         self._idle = [upstream for upstream in self._idle if upstream.idle_since > oldest_allowed]
         self._sweep = (
-            self.loop.call_at(self._idle[0].idle_since + self._timeouts.idle_conn, self._close_idle)
+            self.loop.call_at(self._idle[0].idle_since + self.timeouts.idle_conn, self._close_idle)
             if self._idle
             else None
         )
-
-
-class Base(NamedTuple):
-    """Where the requests for a `proxy` go."""
-
-    pool: OriginPool
-    prefix: str  # of paths
-    query: str  # that belongs to every target; "" for most
-
-    def target(self, target: str) -> str:
-        """Return the path and query that the server sees of a client's."""
-        if not self.query:
-            return self.prefix + target
-        path, _, query = target.partition("?")
-        return f"{self.prefix}{path}?{self.query}{'&' if query else ''}{query}"
-
-
-class Pool:
-    """The connections to all models' servers and peers."""
-
-    def __init__(self) -> None:
-        self._by_url: dict[tuple[str, Timeouts], Base] = {}
-        self._by_origin: dict[tuple[Origin, Timeouts], OriginPool] = {}
-
-    def of(self, url: str, timeouts: Timeouts) -> Base:
-        """Return the connections for a `proxy`, and what it makes of targets; raises UpstreamError."""
-        found = self._by_url.get((url, timeouts))
-        if found is None:
-            origin, prefix, query = parse_base(url)
-            pool = self._by_origin.setdefault((origin, timeouts), OriginPool(origin, timeouts))
-            if pool.by_way is not None and not origin.tls:
-                prefix = f"{origin}{prefix}"  # a proxy is asked with whole URLs (RFC 9112 section 3.2.2)
-            found = self._by_url[url, timeouts] = Base(pool, prefix, query)
-        return found
-
-    def close(self) -> None:
-        """Close the idle connections; those at work end with their requests."""
-        for pool in self._by_origin.values():
-            pool.close()
-
-
-def keep_alive(transport: asyncio.BaseTransport, period_s: int) -> None:
-    """Have the kernel look whether the other side is still there (tcp(7)); 0: as often as it does by default."""
-    sock = transport.get_extra_info("socket")
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if period_s > 0:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(period_s, LONGEST_KEEPALIVE_S))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(period_s, LONGEST_KEEPALIVE_S))
-
-
-@cache
-def tls_context() -> ssl.SSLContext:
-    return ssl.create_default_context()

@@ -7,7 +7,7 @@ many of the bytes that arrived belong to the answer, so that the relay can pass 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
@@ -168,11 +168,13 @@ class Shape(Template):
         self.rendered: dict[tuple[bool, bool], tuple[bytes, bytes]] = {}
         self.as_usual: tuple[bytes, bytes] | None = None  # the one for both
 
-    def pairs(self, digits: bytes) -> Iterator[tuple[str, str]]:
-        """Yield the fields of such a head as text, name and value."""
+    def pairs(self, digits: bytes) -> list[tuple[str, str]]:
+        """Return the fields of such a head as text, name and value."""
+        found = []
         for field in self.fields:
             value = digits if field.name == b"content-length" else field.value
-            yield field.name.decode(), value.decode("utf-8", "surrogateescape")
+            found.append((field.name.decode(), value.decode("utf-8", "surrogateescape")))
+        return found
 
 
 def values_of(fields: Sequence[Field], name: bytes) -> list[bytes]:

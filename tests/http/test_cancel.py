@@ -11,7 +11,8 @@ from fake_model import OK, Call, chat, fixed, house_of, last, peered, until
 from standins import Answer, Client, House
 
 from llamaswapd.errors import Cancelled
-from llamaswapd.http import upstream
+from llamaswapd.http import connect
+from llamaswapd.http.upstream import OriginPool, Upstream
 
 TOLD = str(Cancelled())
 
@@ -72,16 +73,15 @@ async def test_a_request_that_waits_in_upstream() -> None:
         assert not server.calls
 
 
-@pytest.mark.sources
 async def test_a_request_whose_server_is_being_connected_to(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connecting = asyncio.Event()
 
-    async def connect(pool: upstream.OriginPool) -> upstream.Upstream:
+    async def connected(pool: OriginPool) -> Upstream:
         connecting.set()
         await asyncio.sleep(3600)
         raise AssertionError
 
-    monkeypatch.setattr(upstream.OriginPool, "connect", connect)
+    monkeypatch.setattr(connect, "_connected", connected)
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
         client.writer.write(chat())

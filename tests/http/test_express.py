@@ -16,8 +16,9 @@ from ways import close_express
 
 from llamaswapd.config.schema import Config
 from llamaswapd.http import body as body_module
-from llamaswapd.http import express, upstream
+from llamaswapd.http import connect, express
 from llamaswapd.http import server as server_module
+from llamaswapd.http.upstream import OriginPool, Upstream
 
 Trip = tuple[bytes, bytes]  # what the model's server got, what the client got
 
@@ -563,18 +564,17 @@ async def test_a_client_that_leaves_while_a_failure_is_explained_gives_everythin
         await until(lambda: it.engine.leases == 0)
 
 
-@pytest.mark.sources
 async def test_a_client_that_leaves_while_its_server_is_connected_to_gives_everything_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connecting = asyncio.Event()
 
-    async def connect(pool: upstream.OriginPool) -> upstream.Upstream:
+    async def connected(pool: OriginPool) -> Upstream:
         connecting.set()
         await asyncio.sleep(3600)
         raise AssertionError
 
-    monkeypatch.setattr(upstream.OriginPool, "connect", connect)
+    monkeypatch.setattr(connect, "_connected", connected)
     async with house_of(echo) as (it, _):
         client = await it.connect()
         client.writer.write(PLAIN["a short question"])

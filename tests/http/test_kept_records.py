@@ -104,7 +104,7 @@ async def test_what_is_cut_after_its_client_has_left_does_not_end_twice() -> Non
         await until(lambda: not connection.is_writable)
         client.writer.write_eof()
         await until(lambda: connection.has_left)
-        assert it.front._traffic._active == 0
+        assert it.front._traffic.active == 0
         connection.cut(ShuttingDown())
-        assert it.front._traffic._active == 0
+        assert it.front._traffic.active == 0
         client.writer.transport.abort()

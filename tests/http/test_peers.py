@@ -12,6 +12,7 @@ from fake_model import OK, Call, FakeModel, chat, fixed, house_of, last, make_ce
 
 from llamaswapd.config.schema import Filters, Peer, PeerTimeouts
 from llamaswapd.http import upstream as upstream_module
+from llamaswapd.http.connect import tls_context
 
 
 def names(name: str) -> bytes:
@@ -308,9 +309,9 @@ async def test_assets_of_peers_are_fetched() -> None:
 @pytest.fixture
 def fresh_trust() -> Iterator[None]:
     """Have the system's certificates read anew, before and after."""
-    upstream_module.tls_context.cache_clear()
+    tls_context.cache_clear()
     yield
-    upstream_module.tls_context.cache_clear()
+    tls_context.cache_clear()
 
 
 async def test_a_peer_with_tls_is_reached_if_its_certificate_is_trusted(
@@ -326,7 +327,7 @@ async def test_a_peer_with_tls_is_reached_if_its_certificate_is_trusted(
         refused = await client.answer()
         assert (refused.status, "certificate" in refused.json()["error"]["message"]) == (502, True)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
-        upstream_module.tls_context.cache_clear()
+        tls_context.cache_clear()
         for _ in range(2):
             client.writer.write(chat(names("far")))
             assert (await client.answer()).body == b"ok"

@@ -15,9 +15,10 @@ from ways import close_express
 
 from llamaswapd.activity.record import REQUESTS_NOT_KEPT, Record
 from llamaswapd.config.schema import Filters
-from llamaswapd.errors import StartError, TooManyRequests
-from llamaswapd.http import upstream
+from llamaswapd.errors import StartError, TooManyRequests, UpstreamError
+from llamaswapd.http import connect
 from llamaswapd.http.kept import HEAD_BYTES, TAIL_BYTES, Budget, KeptAnswer, KeptRequest
+from llamaswapd.http.upstream import OriginPool, Upstream
 
 MIB = 1024 * 1024
 
@@ -363,19 +364,18 @@ async def test_many_long_answers_share_one_budget(way: str) -> None:
     assert {row.response[-1:] for row in rows} == {b"x"}
 
 
-@pytest.mark.sources
 async def test_a_request_that_changes_ways_holds_nothing_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = upstream.OriginPool.connect
+    connected = connect._connected
     tries = 0
 
-    async def second_time(pool: upstream.OriginPool) -> upstream.Upstream:
+    async def second_time(pool: OriginPool) -> Upstream:
         nonlocal tries
         tries += 1
         if tries == 1:
-            raise upstream.UpstreamError("not yet")
-        return await connect(pool)
+            raise UpstreamError("not yet")
+        return await connected(pool)
 
-    monkeypatch.setattr(upstream.OriginPool, "connect", second_time)
+    monkeypatch.setattr(connect, "_connected", second_time)
     async with recorded(fixed(OK)) as (it, _):
         await ask(it, chat())
         (row,) = await ended(it)

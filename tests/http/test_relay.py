@@ -13,7 +13,7 @@ from ways import close_express
 
 from llamaswapd.http import body as body_module
 from llamaswapd.http import upstream as upstream_module
-from llamaswapd.http.ordinary import Awaited
+from llamaswapd.http.awaited import Awaited
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = CHUNKED + b'5;x="y"\r\nhello\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n'

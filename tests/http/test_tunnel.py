@@ -14,9 +14,9 @@ from standins import House
 
 from llamaswapd.config.schema import Peer, PeerTimeouts
 from llamaswapd.errors import UpstreamError
-from llamaswapd.http import upstream as upstream_module
+from llamaswapd.http.connect import tls_context
+from llamaswapd.http.pool import parse_base
 from llamaswapd.http.tunnel import by_way_of, is_loopback
-from llamaswapd.http.upstream import parse_base
 
 
 @pytest.fixture(autouse=True)
@@ -166,9 +166,9 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A certificate for gpu.test that is trusted; what a server needs that has it."""
     tls = make_certificate(tmp_path, "DNS:gpu.test")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
-    upstream_module.tls_context.cache_clear()
+    tls_context.cache_clear()
     yield tls
-    upstream_module.tls_context.cache_clear()
+    tls_context.cache_clear()
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
