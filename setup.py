@@ -15,7 +15,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-OLDEST_MYPY = 2  # nobody has looked at what 1.15 makes
+OLDEST_MYPY = "1.15"  # that of Debian 13; nobody has looked at what older ones make
+BYTES_ADDED = "CPyBytes_Concat("  # in generated code
 
 sys.path.insert(0, str(HERE))
 from llamaswapd import compiled  # noqa: E402
@@ -47,17 +48,24 @@ def extensions() -> list[Extension]:
     from mypy.version import __version__
     from mypyc.build import mypycify
 
-    if int(__version__.partition(".")[0]) < OLDEST_MYPY:
+    if _numbers(__version__) < _numbers(OLDEST_MYPY):
         sys.exit(f"mypy {__version__} is too old to compile llamaswapd: take {OLDEST_MYPY} or later, or do not compile")
     sources = [str(Path(compiled.PACKAGE.name, compiled.source(module))) for module in compiled.MODULES]
     # Whether the types are right is checked elsewhere; here they say what may be taken for granted.
     options = ["--config-file=", "--follow-imports=silent", "--ignore-missing-imports", "--python-version=3.11"]
+    options.append("--strict-bytes")  # mypy 2 has it so by itself
     made = mypycify([*options, *sources], debug_level="0")
     for extension in made:
+        if any(BYTES_ADDED in Path(file).read_text() for file in extension.sources if "__native" in file):
+            sys.exit("bytes are put together by +, which loses memory before mypy 2.2: join them (ARCHITECTURE.md)")
         extension.extra_compile_args.append("-Wno-error")  # a newer compiler finds more to say of generated code
         if extension.name.endswith(compiled.LIBRARY):  # all of the code; mypyc would have it beside the package
             extension.name = f"{compiled.PACKAGE.name}.{extension.name}"
     return made
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")[:2]]
 
 
 if os.environ.get("LLAMASWAPD_COMPILE") == "1":

@@ -130,7 +130,7 @@ class Connection(Link, asyncio.Protocol):
         elif self._is_aiohttps:
             self._handler_at_work().data_received(data)
         else:
-            self._read(self._ahead + data if self._ahead else data)
+            self._read(b"".join((self._ahead, data)) if self._ahead else data)
 
     def _read(self, data: bytes) -> None:
         """Decide who answers the request that begins here."""
@@ -396,7 +396,7 @@ def _with_ascii_target(data: bytes) -> bytes:
     line = data[: max(end, 0)]
     if line.isascii() or not line[:1].isupper():
         return data
-    return _NO_ASCII.sub(lambda match: b"%%%02X" % match[0][0], line) + data[end:]
+    return b"".join((_NO_ASCII.sub(lambda match: b"%%%02X" % match[0][0], line), data[end:]))
 
 
 def _may_become_plain(data: bytes) -> bool:

@@ -482,7 +482,7 @@ class Exchange(Relay):
         asyncio.get_running_loop().call_later(HAND_OVER_S, self._express.traffic.end)
         self._phase = Phase.NOTHING
         head = self._shape.head(self._digits)
-        self.connection.hand_over(head + self._held(), len(head) + self._length)
+        self.connection.hand_over(b"".join((head, self._held())), len(head) + self._length)
 
     def give_up(self) -> None:
         """The client has left."""

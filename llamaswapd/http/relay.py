@@ -224,7 +224,7 @@ class Relay(Record):
             table.tell(self)
         if data and self.budget is not None:
             self._keep_answer(data, self.budget)
-        self.connection.write(b"".join((before, digits, behind, data)) if behind else before + data)
+        self.connection.write(b"".join((before, digits, behind, data) if behind else (before, data)))
 
     def _rendered(self, shape: Shape) -> tuple[bytes, bytes]:
         how = self._is_http11, self.keep_alive
@@ -294,7 +294,7 @@ class Relay(Record):
             self.keep_alive = False
             framing = b""
         close = b"" if self.keep_alive else b"Connection: close\r\n"
-        self.connection.write(STREAM_HEAD + framing + close + b"\r\n")
+        self.connection.write(b"".join((STREAM_HEAD, framing, close, b"\r\n")))
 
     def send_event(self, data: object) -> None:
         """Send an event of our own into the stream that we have begun."""
@@ -312,7 +312,7 @@ class Relay(Record):
         transport = self.connection.transport
         if (self._has_own_stream or self._is_of_events()) and self._is_between_chunks():
             # The blank line ends what the model had begun of an event, and means nothing if there was nothing.
-            self._write_content(b"\n\n" + _event(envelope(error.status, str(error))))
+            self._write_content(b"\n\n%b" % _event(envelope(error.status, str(error))))
         elif isinstance(self.framing, UntilClose) or not self._is_http11:
             _reset_on_close(transport)  # else the end of the connection would look like the end of the answer
         # Not abort(): what was written is to reach the client. One that does not read must not stay for ever.
@@ -339,7 +339,7 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
     listed = names_in(shape.fields, b"connection") - {b"content-length"}  # without it no end would be seen
     is_chunked = shape.body is BodyKind.CHUNKED
     has_length = not is_chunked and shape.status != NO_CONTENT  # which must not tell one (RFC 9110 section 8.6)
-    lines: list[bytes] = [b"HTTP/1.1" + shape.status_line[8:]]
+    lines: list[bytes] = [b"HTTP/1.1%b" % shape.status_line[8:]]
     before: bytes | None = None
     is_upgrade = shape.status == SWITCHING_PROTOCOLS
     for field in shape.fields:
@@ -350,7 +350,7 @@ def _render(shape: Shape, is_http11: bool, keep_alive: bool) -> tuple[bytes, byt
             continue
         if name == b"content-length":
             if has_length and before is None:  # one line will do, should there be two that say the same
-                before = b"\r\n".join((*lines, field.line[: field.line.index(b":")] + b": "))
+                before = b"\r\n".join((*lines, b"%b: " % field.line[: field.line.index(b":")]))
                 lines = [b""]
             continue
         lines.append(field.line)
@@ -372,7 +372,7 @@ def _render_interim(shape: Shape) -> bytes:
     """Return the head of an interim answer as the client gets it."""
     left_out = HOP_BY_HOP | names_in(shape.fields, b"connection") | {b"content-length"}  # it has no body to tell one of
     lines = [field.line for field in shape.fields if field.name not in left_out]
-    return b"\r\n".join((b"HTTP/1.1" + shape.status_line[8:], *lines, b"", b""))
+    return b"\r\n".join((b"HTTP/1.1%b" % shape.status_line[8:], *lines, b"", b""))
 
 
 def _no_headers() -> Pairs:

@@ -64,7 +64,7 @@ class Route:
         self.sent_path = forwarded_path(shape.path)
         self.keeps_request = self.sent_path not in REQUESTS_NOT_KEPT
         target = self.sent_path + (f"?{shape.query}" if shape.query else "")
-        self._sent_on = b"\r\n".join((target.encode() + b" HTTP/1.1", *lines, b""))
+        self._sent_on = b"\r\n".join((b"%b HTTP/1.1" % target.encode(), *lines, b""))
         self._starts: dict[tuple[str, str], Start] = {}
         first_ip = shape.value(b"x-forwarded-for").partition(",")[0].strip()
         self._ip = printable(first_ip or shape.value(b"x-real-ip").strip())  # "": the peer's
@@ -76,7 +76,7 @@ class Route:
             if len(self._starts) >= STARTS_KEPT:
                 self._starts.clear()
             line = forwarded_for_line(self._forwarded_for, peer)
-            head = b"POST %b%b%bContent-Length: " % (prefix.encode(), self._sent_on, line and line + b"\r\n")
+            head = b"POST %b%b%bContent-Length: " % (prefix.encode(), self._sent_on, line and b"%b\r\n" % line)
             start = self._starts[prefix, peer] = Start(head, access_head(self._ip or peer, self._what))
         return start
 

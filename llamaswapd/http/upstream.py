@@ -206,7 +206,7 @@ class Upstream(Link, asyncio.BufferedProtocol):
         if shape is not None and not self._head and (digits := shape.fit(data)) is not None:
             data = data[shape.fixed + len(digits) :]
         else:
-            found = self._read_new_head(self._head + data)
+            found = self._read_new_head(b"".join((self._head, data)) if self._head else data)
             if found is None:
                 return
             shape, digits, data = found

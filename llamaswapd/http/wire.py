@@ -28,7 +28,7 @@ _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*+)")
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _CHUNK_SIZE = re.compile(
     rb"([0-9A-Fa-f]{1,15})[ \t]*"
-    rb"(?:;[ \t]*" + _TOKEN + rb"[ \t]*(?:=[ \t]*(?:" + _TOKEN + rb'|"[^"\\\x00-\x08\x0a-\x1f\x7f]*")[ \t]*)?)*'
+    rb'(?:;[ \t]*%b[ \t]*(?:=[ \t]*(?:%b|"[^"\\\x00-\x08\x0a-\x1f\x7f]*")[ \t]*)?)*' % (_TOKEN, _TOKEN)
 )
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -81,7 +81,7 @@ class Template:
 
     def head(self, digits: bytes) -> bytes:
         """Return the head that has these digits."""
-        return self.before + digits + self.behind if self.is_reusable else self.behind
+        return b"".join((self.before, digits, self.behind)) if self.is_reusable else self.behind
 
     def fit(self, data: bytes) -> bytes | None:
         """Return the digits (b"" if it has none) if `data` begins with such a head, else None."""
@@ -304,7 +304,7 @@ class Chunked:
                 self._line += data[at:]
                 self._check_length(self._line)
                 return size
-            line = self._line + data[at : end + 1] if self._line else data[at : end + 1]
+            line = b"".join((self._line, data[at : end + 1])) if self._line else data[at : end + 1]
             self._check_length(line)
             if not line.endswith(b"\r\n"):
                 raise Malformed(f"bad line end in a chunked body: {line[-100:]!r}")
