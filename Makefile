@@ -31,8 +31,8 @@ testbed: setup
 faults: setup
 	$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
-# The modules that every request goes through, in place, as packages have them. Tests run the sources all the same, unless
-# LLAMASWAPD_COMPILED=1; then without those of them that replace functions: make test ARGS='-m "not testbed and not sources"'
+# The modules that every request goes through, in place, as the Debian package has them. Tests run the sources all the same,
+# unless LLAMASWAPD_COMPILED=1; then without those of them that replace functions: make test ARGS='-m "not testbed and not sources"'
 compiled: setup
 	@tests/setup compile "$(PYTHON)"
 

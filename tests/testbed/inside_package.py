@@ -79,6 +79,12 @@ def test_it_runs_as_it_was_installed() -> None:
     assert {row.split()[3].rsplit(":", 1)[0] for row in listening} == {"127.0.0.1", "[::1]"}
 
 
+def test_what_every_request_goes_through_is_compiled() -> None:
+    assert "__mypyc" in Path(f"/proc/{main_pid('llamaswapd.service')}/maps").read_text()
+    is_current = "from llamaswapd import compiled; print(compiled.state())"
+    assert output("/usr/bin/python3", "-c", is_current).strip() == "compiled"
+
+
 def test_a_session_gets_no_daemon_because_the_machine_has_one() -> None:
     done = subprocess.run(["systemctl", "--global", "is-enabled", "llamaswapd.service"], capture_output=True, text=True)
     assert done.stdout == "disabled\n"
