@@ -10,13 +10,13 @@ import asyncio
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from llamaswapd.activity import usage
+from llamaswapd.activity import plain, usage
 from llamaswapd.activity.captures import Capture, Captures
 from llamaswapd.activity.content import Undecodable, unframed, unpacked
 from llamaswapd.activity.counts import Counts, ModelCounts
+from llamaswapd.activity.glance import at_a_glance, at_a_glance_in_chunks
 from llamaswapd.activity.query import Query
 from llamaswapd.activity.record import SUCCESS, Record
 from llamaswapd.activity.rows import Row, shown
@@ -108,7 +108,7 @@ class Activity:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        if entries and all([record.is_plain for record in entries]):  # noqa: C419, a generator takes longer
+        if entries and plain.are_plain(entries):
             self._record_plain(entries)
             return
         deadline = time.monotonic() + within_s
@@ -156,21 +156,13 @@ class Activity:
 
         Their rows and captures are not made before somebody asks for them.
         """
-        store, captures, number, wall_ahead = self._store, self._captures, self._store.last_id, _wall_ahead()
-        groups: defaultdict[str, list[Record]] = defaultdict(list)
-        for record in entries:
-            record.number = number = number + 1
-            record.wall_ahead = wall_ahead
-            found = usage.at_a_glance(record.response)
-            record.tokens, record.took_ms = found or read(record)[:2]
-            groups[record.model_id].append(record)
-        for model_id, group in groups.items():
+        store, captures = self._store, self._captures
+        for model_id, group in plain.understand(entries, store.last_id + 1, _wall_ahead(), read).items():
             self._counts[model_id].add_all(group)
         store.extend(entries)
         if captures.limit:
             captures.extend(entries)
-        for record in entries:  # what is kept of them is kept by the captures
-            record.request, record.response = None, b""
+        plain.forget_bodies(entries)  # what is kept of them is kept by the captures
         if self._events.members:
             for record in entries:
                 self._events.publish(Event("activity", {"id": record.number}))
@@ -285,7 +277,7 @@ def read(record: Record) -> tuple[Tokens, float, str]:
     )  # fmt: skip
     is_stream = "text/event-stream" in content_type
     if is_success and not is_stream and not encoding:
-        found = usage.at_a_glance_in_chunks(body) if is_chunked else usage.at_a_glance(body)
+        found = at_a_glance_in_chunks(body) if is_chunked else at_a_glance(body)
         if found:
             return *found, error
     if is_success and is_stream and not encoding:

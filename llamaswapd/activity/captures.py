@@ -9,18 +9,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import zlib
-from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
 from operator import attrgetter
-from typing import cast
 
 from llamaswapd.activity.content import Undecodable, is_packed, unframed, unpacked
+from llamaswapd.activity.plain import ENTRY_BYTES, Bunch
 from llamaswapd.activity.record import REQUESTS_NOT_KEPT, SUCCESS, Pairs, Pieces, Record
 from llamaswapd.observe.inflight import clean, shown_headers
 
-ENTRY_BYTES = 1024  # about what an entry takes beside bodies and heads
 COMPRESSED_FROM_BYTES = 16 * 1024
 COMPRESSION_LEVEL = 1  # what is said compresses well enough by it, and quickly
 
@@ -93,32 +90,6 @@ class Capture:
         }
 
 
-class Bunch:
-    """The captures of plain requests that ended together, all their bodies in one piece.
-
-    Thousands of short pieces, each of which goes when a thousand others have come, would be far from any cache.
-    """
-
-    __slots__ = ("_bodies", "_entries", "_sizes", "first_id", "last_id", "size")
-
-    def __init__(self, entries: Sequence[Record]) -> None:
-        pieces = cast(list[bytes], [body for each in entries for body in (each.request or b"", each.response)])
-        self._entries = entries
-        self._bodies = b"".join(pieces)
-        self._sizes = array("I", map(len, pieces))
-        self.first_id, self.last_id = entries[0].number, entries[-1].number
-        heads = sum([each.heads_bytes for each in entries])
-        self.size = len(self._bodies) + heads + ENTRY_BYTES * len(entries)
-
-    def capture(self, id_: int) -> Capture:
-        """Return the capture of one of them."""
-        index = id_ - self.first_id
-        record, sizes = self._entries[index], self._sizes[: 2 * index + 2]
-        response = self._bodies[sum(sizes[:-1]) : sum(sizes)]
-        request = self._bodies[sum(sizes[:-2]) : sum(sizes[:-1])] or None  # a plain one names its model: it has a body
-        return Capture(record, request, response)
-
-
 class Captures:
     """The captures by activity id, the oldest of which make room for the newest.
 
@@ -155,7 +126,7 @@ class Captures:
         if self._bytes > self.limit or self._large_bytes > 2 * self.limit:
             self._make_room()
 
-    def extend(self, entries: Sequence[Record]) -> None:
+    def extend(self, entries: list[Record]) -> None:
         """Keep plain requests, of which others may drop the bodies then; ids come in order and without gaps."""
         bunch = Bunch(entries)
         if bunch.size > self.limit and len(entries) > 1:  # the newest ones may have room
@@ -172,7 +143,7 @@ class Captures:
         if id_ in self._kept:
             return self._kept[id_]
         bunch = self._bunch_with(id_)
-        return bunch.capture(id_) if bunch is not None else None
+        return Capture(*bunch.of(id_)) if bunch is not None else None
 
     def _bunch_with(self, id_: object) -> Bunch | None:
         if not isinstance(id_, int):

@@ -1,7 +1,8 @@
 """How many tokens an answer took, and how fast they came: found in its body as llama-swap finds them.
 
-Pure. Nearly all answers pass here, so a body is parsed only if it holds one of three words, and of it only what stands
-behind the first of them. What a model says is data: numbers of any size and kind are taken or left, never raised at.
+Pure. All answers pass here that `glance` cannot tell of, so a body is parsed only if it holds one of three words, and
+of it only what stands behind the first of them. What a model says is data: numbers of any size and kind are taken or
+left, never raised at.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -17,18 +17,13 @@ WORDS = (b'"usage"', b'"timings"', b'"metrics"')
 MOST_TOKENS = 2**40  # of one answer; sums of them stay far below what SQLite can hold
 CLIENT_LEFT = 499  # there was no answer: nginx's number for it
 MESSAGE_LIMIT = 500  # characters of an error message, as in llama-swap
-OBJECT_END_IN_CHUNKS = b"}\r\n0\r\n\r\n"
-LINES_OF_ONE_CHUNK = 4  # its size, itself, the last chunk's size, the end
-TEXT_BEGINS = b'"content":"'
-TEXT_BEGINS_WITHIN = 512  # bytes
-TAIL_LIMIT = 256  # bytes of what is remembered
 ENDS_BYTES = 64 * 1024  # of the end of a long body, in which usage is looked for
 UNREADABLE = (ValueError, StopIteration, RecursionError)  # what reading JSON may end with
 BOM = b"\xef\xbb\xbf"
 
 # Reads the value that begins somewhere in a text, and says where it ends. `json.loads` guesses encodings first, which
 # takes longer than to read a short answer.
-_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 # The members of an object up to the first one that is no mere text or number.
 _TEXT = rb'"(?:[^"\\]|\\.)*"'
@@ -52,56 +47,6 @@ NO_TOKENS = Tokens()
 NOTHING = NO_TOKENS, 0.0
 
 
-def at_a_glance(body: bytes) -> tuple[Tokens, float] | None:
-    """Return the same of a JSON answer; None if it takes a closer look.
-
-    It takes none if the last member is `usage`, and for an answer without any of the words.
-    """
-    around = _around_text(body)
-    if around.find(b'"timings"') >= 0 or around.find(b'"metrics"') >= 0:  # `in` takes half as long again
-        return None
-    at = body.rfind(b'"usage"')
-    if at < 0:
-        return NOTHING
-    return _last_member(body[at - 1 : -1]) if body.endswith(b"}") and len(body) - at <= TAIL_LIMIT else None
-
-
-def _around_text(body: bytes) -> bytes:
-    """Return an answer without the text of its first message, or most of it: to look through it takes longest.
-
-    A word with both its quotes cannot stand in there, where quotes have a backslash in front.
-    """
-    start = body.find(TEXT_BEGINS, 0, TEXT_BEGINS_WITHIN) + len(TEXT_BEGINS)
-    if start < len(TEXT_BEGINS):
-        return body
-    return body[:start] + body[body.find(b'"', start) :]
-
-
-def at_a_glance_in_chunks(body: bytes) -> tuple[Tokens, float] | None:
-    """Return the same of an answer as it came in chunks. Those of more than one take a closer look: they may cut words.
-
-    The frame of the only one needs no removing.
-    """
-    if not body.endswith(OBJECT_END_IN_CHUNKS) or body.count(b"\r\n") > LINES_OF_ONE_CHUNK:
-        return None
-    return at_a_glance(body[: 1 - len(OBJECT_END_IN_CHUNKS)])
-
-
-@lru_cache(maxsize=2048)  # short requests, of which there are many, take few different numbers of tokens
-def _last_member(tail: bytes) -> tuple[Tokens, float] | None:
-    """Return what `usage` says, if this is all of it, with the byte in front and without the brace behind."""
-    try:
-        text = tail.decode()
-        usage, end = _scan(text, 9)
-    except UNREADABLE:
-        return None
-    # No backslash stands in front, as in a text that only looks like a key.
-    if end != len(text) or text[8] != ":" or text[0] == "\\" or usage.__class__ is not dict:
-        return None
-    prompt, output, cached = _counts(usage)
-    return Tokens(-1 if cached is None else cached, -1, -1, prompt or 0, output or 0, -1.0, -1.0), 0.0
-
-
 def of_json(body: bytes, *, is_infill: bool, is_cut: bool = False) -> tuple[Tokens, float]:
     """Return the tokens of a JSON answer, and how many ms its server says it took (0.0: nothing).
 
@@ -119,7 +64,7 @@ def of_json(body: bytes, *, is_infill: bool, is_cut: bool = False) -> tuple[Toke
     usage, timings, metrics = outer.get("usage"), outer.get("timings"), outer.get("metrics")
     if not (isinstance(usage, dict) or isinstance(timings, dict) or isinstance(metrics, dict)):
         return NOTHING
-    found = _counts(usage) if isinstance(usage, dict) else (None, None, None)
+    found = counts(usage) if isinstance(usage, dict) else (None, None, None)
     return _result(found[0] or 0, found[1] or 0, -1 if found[2] is None else found[2], timings, metrics)
 
 
@@ -145,7 +90,7 @@ def of_cut_stream(body: bytes) -> tuple[Tokens, float]:
     if colon is None:
         return NOTHING
     try:
-        found, _ = _scan(body[colon.end() :].decode(errors="replace"), 0)
+        found, _ = scan(body[colon.end() :].decode(errors="replace"), 0)
     except UNREADABLE:
         return NOTHING
     return _of_events([{"usage": found}])
@@ -160,8 +105,8 @@ def _of_events(events: Iterable[dict[str, Any]]) -> tuple[Tokens, float]:
         for holder in (event, response, message):
             usage = holder.get("usage") if isinstance(holder, dict) else None
             if isinstance(usage, dict):
-                more_prompt, more_output, more_cached = counts = _counts(usage)
-                given = given or counts != (None, None, None)
+                more_prompt, more_output, more_cached = more = counts(usage)
+                given = given or more != (None, None, None)
                 prompt, output = more_prompt or prompt, more_output or output
                 cached = (more_cached or max(cached, 0)) if more_cached is not None else cached
         timings = event["timings"] if isinstance(event.get("timings"), dict) else timings
@@ -228,7 +173,7 @@ def _tail(body: bytes, at: int) -> dict[str, Any] | None:
         return None
     text = "{" + body[at:].decode(errors="replace")
     try:
-        members, end = _scan(text, 0)
+        members, end = scan(text, 0)
     except UNREADABLE:
         return None
     return members if end == len(text) or not text[end:].strip() else None
@@ -244,7 +189,7 @@ def _at_the_ends(body: bytes, first: int) -> dict[str, Any]:
         if colon is not None:
             text = body[colon.end() : colon.end() + ENDS_BYTES].decode(errors="replace")
             try:
-                found[word[1:-1].decode()] = _scan(text, 0)[0]
+                found[word[1:-1].decode()] = scan(text, 0)[0]
             except UNREADABLE:
                 pass
             else:
@@ -263,7 +208,7 @@ def _parsed(body: bytes) -> object:
     """Return what a JSON text says, None if it is none."""
     text = body.removeprefix(BOM).decode(errors="replace").strip()
     try:
-        value, end = _scan(text, 0)
+        value, end = scan(text, 0)
     except UNREADABLE:
         return None
     return value if end == len(text) else None
@@ -305,7 +250,7 @@ def _objects(event: bytes) -> list[dict[str, Any]]:
 # ---- reading the objects -------------------------------------------------------------------------------------------
 
 
-def _counts(usage: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
+def counts(usage: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
     """Return the tokens in, out and cached that a `usage` object tells of: OpenAI's names, or Anthropic's."""
     get = usage.get
     prompt, output, cached = get("prompt_tokens"), get("completion_tokens"), get("cache_read_input_tokens")

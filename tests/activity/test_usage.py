@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from llamaswapd.activity import usage
+from llamaswapd.activity.glance import at_a_glance, at_a_glance_in_chunks
 from llamaswapd.activity.usage import (
     MOST_TOKENS,
     NO_TOKENS,
     NOTHING,
     Tokens,
-    at_a_glance,
-    at_a_glance_in_chunks,
     error_message,
     of_stream,
 )
