@@ -22,9 +22,9 @@ from types import ModuleType
 # What is done for each request, token or connection, and the classes that it derives from. ARCHITECTURE.md says what a
 # module must keep to for that.
 MODULES = (
-    "activity.glance", "activity.plain", "activity.record", "http.awaited", "http.connection", "http.express",
-    "http.heads", "http.kept", "http.link", "http.recording", "http.relay", "http.route", "http.traffic",
-    "http.upstream", "http.wire", "observe.inflight",
+    "activity.glance", "activity.plain", "activity.record", "core.slots", "engine.at_once", "http.awaited",
+    "http.connection", "http.express", "http.heads", "http.kept", "http.link", "http.recording", "http.relay",
+    "http.route", "http.traffic", "http.upstream", "http.wire", "observe.inflight",
 )  # fmt: skip
 
 PACKAGE = Path(__file__).parent

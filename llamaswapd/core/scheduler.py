@@ -26,6 +26,7 @@ from typing import TypeAlias
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.core.lifecycle import Cause, State, advance
 from llamaswapd.core.policy import SwapPolicy
+from llamaswapd.core.slots import Slots
 from llamaswapd.errors import CrashLoop, ShuttingDown, TooManyRequests, UnknownModel, Unloaded
 
 ABORT_GRACE_S = 5.0  # an aborted start has nothing to finish; llama-swap's figure
@@ -35,8 +36,6 @@ SHUTDOWN_GRACE_S = 30.0  # llama-swap's budget for the whole shutdown
 BACKOFF_S = 1.0
 BACKOFF_LIMIT_S = 60.0
 FORGIVEN_AFTER_S = 60.0  # of readiness
-
-UNANSWERED = ("",)  # in place of the policy's answer: it has not been asked
 
 
 # ---- actions -------------------------------------------------------------------------------------------------------
@@ -95,35 +94,33 @@ class _Deaths:
 class _Model:
     id: str
     config: ModelConfig
-    slots: int
+    slots: Slots
     priority: int
     state: State = State.STOPPED
     is_removed: bool = False  # it is not configured any more
     is_outdated: bool = False  # its unit is not what is configured; always, once it is removed
-    is_open: bool = False  # ready and not outdated: the two things `enter` wants to know, in one
-    admitted: int = 0  # tickets alive
-    in_flight: int = 0  # those of them that are granted
     ready_at: float = 0.0
-    idle_since: float = 0.0  # the later of: became ready, last granted request ended
     deaths: _Deaths | None = None
 
     def define(self, config: ModelConfig, priority: int, calls_for_another_unit: bool) -> None:
         if calls_for_another_unit or self.is_removed or self.config != config:
             self.deaths = None
-        self.config, self.slots, self.priority = config, config.slots, priority
+        self.config, self.slots.limit, self.priority = config, config.slots, priority
         self.is_removed = False
         self.is_outdated = calls_for_another_unit and self.state in (State.STARTING, State.READY)
-        self.is_open = self.state is State.READY and not self.is_outdated
 
     def remove(self) -> None:
         self.is_removed = self.is_outdated = True
-        self.is_open = False
 
     def move(self, cause: Cause) -> None:
         self.state = advance(self.state, cause)
         if self.state is State.STOPPED:
             self.is_outdated = self.is_removed
-        self.is_open = self.state is State.READY and not self.is_outdated
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is ready for new requests."""
+        return self.state is State.READY and not self.is_outdated
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +166,10 @@ class Scheduler:
         free_deaths: int = 1,
     ) -> None:
         self._free_deaths = free_deaths
-        self._models = {id: _Model(id, config, config.slots, priority.get(id, 0)) for id, config in models.items()}
+        self._models: dict[str, _Model] = {}
+        self.slots: dict[str, Slots] = {}  # by model; for whoever wants one at once
+        for id, config in models.items():
+            self._new_model(id, config, priority.get(id, 0))
         self._policy = policy
         self._overtake_limit_s = overtake_limit_s
         self._numbers = itertools.count()
@@ -182,8 +182,13 @@ class Scheduler:
         self._is_closed = False
 
     def __repr__(self) -> str:
-        models = " ".join(f"{id}={m.state.value}({m.in_flight})" for id, m in self._models.items())
+        models = " ".join(f"{id}={m.state.value}({m.slots.granted})" for id, m in self._models.items())
         return f"<Scheduler {models} swaps={list(self._swaps)} queue={[r.model.id for r in self._queue]}>"
+
+    def _new_model(self, id: str, config: ModelConfig, priority: int) -> _Model:
+        slots = self.slots[id] = Slots(config.slots)
+        model = self._models[id] = _Model(id, config, slots, priority)
+        return model
 
     # ---- events ----
 
@@ -197,41 +202,22 @@ class Scheduler:
             return [Refuse(ticket, ShuttingDown(self._policy.name))]
         if target is None or target.is_removed:
             return [Refuse(ticket, UnknownModel(model))]
-        if target.admitted >= target.slots:
+        if target.slots.taken >= target.slots.limit:
             return [Refuse(ticket, TooManyRequests())]
         request = self._requests[ticket] = _Request(ticket, target, next(self._numbers), now)
-        target.admitted += 1
+        target.slots.taken += 1
         if not self._pass(request):
             self._enqueue(request)
         return self._flush()
 
-    def enter(self, model: str) -> bool:
-        """As `request`, if it is granted at once, which it is if True is returned; else nothing has happened.
+    def idle(self, model: str, now: float) -> list[Action]:
+        """The last of a model's requests that were granted has ended; to be told where `Slots.give_back` says so.
 
-        Such a request needs no ticket; it ends with `leave`. This is the way of nearly all requests.
+        Such a request need not have a ticket: whoever took one of the model's `slots` was granted by that.
         """
         target = self._models[model]
-        if (
-            not target.is_open
-            or target.admitted >= target.slots
-            or self._queue  # whether somebody may be overtaken, `request` decides
-            or model in self._swaps
-            or self._is_closed
-            or (self._answers.get(model, UNANSWERED) and self.evictions(model))
-        ):
-            return False
-        target.admitted += 1
-        target.in_flight += 1
-        return True
-
-    def leave(self, model: str, now: float) -> list[Action]:
-        """A request that was granted has ended."""
-        target = self._models[model]
-        target.admitted -= 1
-        target.in_flight -= 1
-        target.idle_since = now
-        if target.in_flight or not (self._queue or target.is_outdated):
-            return []  # the common case: nobody waits for this model to be idle
+        if not (self._queue or target.is_outdated):
+            return []  # nobody waits for that
         self._now = now
         self._retire(target)
         return self._settle()
@@ -242,9 +228,9 @@ class Scheduler:
         if request is None:
             raise LookupError(f"ticket {ticket} was never admitted, or has ended")
         if request.granted:
-            return self.leave(request.model.id, now)
+            return self.idle(request.model.id, now) if request.model.slots.give_back(now) else []
         self._now = now
-        request.model.admitted -= 1
+        request.model.slots.taken -= 1
         self._withdraw(request)
         return self._settle()
 
@@ -261,7 +247,7 @@ class Scheduler:
         target = self._move(model, Cause.READY)
         if target.state is State.READY:  # else a stop was faster
             target.ready_at = now
-            target.idle_since = now if idle_since is None else idle_since
+            target.slots.idle_since = now if idle_since is None else idle_since
             self._proceed(self._swaps[model])
         return self._settle()
 
@@ -333,7 +319,7 @@ class Scheduler:
         self._now = now
         self._policy, self._overtake_limit_s = policy, overtake_limit_s
         for id, config in models.items():
-            known = self._models.setdefault(id, _Model(id, config, config.slots, 0))
+            known = self._models.get(id) or self._new_model(id, config, 0)
             known.define(config, priority.get(id, 0), id in outdated)
         for known in self._models.values():
             if known.id not in models:
@@ -349,7 +335,7 @@ class Scheduler:
         """Stop what has been idle for its ttl."""
         self._now = now
         for model in self._models.values():
-            if self._can_expire(model) and now >= model.idle_since + model.config.ttl:
+            if self._can_expire(model) and now >= model.slots.idle_since + model.config.ttl:
                 self._stop(model, model.config.unload_timeout)
         return self._flush()
 
@@ -380,15 +366,16 @@ class Scheduler:
 
     def in_flight(self, model: str) -> int:
         """How many requests are granted and not yet released."""
-        return self._models[model].in_flight
+        return self._models[model].slots.granted
 
     def waiting(self, model: str) -> int:
         """How many requests are queued or wait for a load."""
-        return self._models[model].admitted - self._models[model].in_flight
+        slots = self._models[model].slots
+        return slots.taken - slots.granted
 
     def idle_since(self, model: str) -> float:
         """Return when the model became ready or its last granted request ended, whichever is later; 0.0 for never."""
-        return self._models[model].idle_since
+        return self._models[model].slots.idle_since
 
     def swap_began(self, model: str) -> float | None:
         """Return when the request came that has others stopped for this model, None if there is no such swap."""
@@ -400,13 +387,13 @@ class Scheduler:
 
         That is the end of a ttl. Bounded overtaking needs no deadline: who may overtake is settled by times of arrival.
         """
-        ends = (m.idle_since + m.config.ttl for m in self._models.values() if self._can_expire(m))
+        ends = (m.slots.idle_since + m.config.ttl for m in self._models.values() if self._can_expire(m))
         return min(ends, default=None)
 
     def deadline_of(self, model: str) -> float | None:
         """Return when this model's ttl ends, if it runs; None also for a model that is forgotten."""
         target = self._models.get(model)
-        return target.idle_since + target.config.ttl if target is not None and self._can_expire(target) else None
+        return target.slots.idle_since + target.config.ttl if target is not None and self._can_expire(target) else None
 
     # ---- the decision ----
 
@@ -433,7 +420,7 @@ class Scheduler:
         if swap is not None:  # 2
             swap.joined.append(request)
             return True
-        if target.is_open and not evicts:  # 3
+        if target.serves and not evicts:  # 3
             self._grant(request)
             return True
         if any(_clash(target.id, evicts, other.target.id, other.evicts) for other in self._swaps.values()):  # 4
@@ -491,14 +478,14 @@ class Scheduler:
 
     def _is_serving(self, id: str) -> bool:
         """Tell whether stopping this model would cut a request. One that is stopping has cut its own already."""
-        return self._models[id].state is State.READY and self._models[id].in_flight > 0
+        return self._models[id].state is State.READY and self._models[id].slots.granted > 0
 
     def _can_expire(self, model: _Model) -> bool:
         """Tell whether a ttl runs: nobody uses or waits for the model, and no swap is about to serve from it."""
         return (
             model.config.ttl > 0
             and model.state is State.READY
-            and not model.admitted
+            and not model.slots.taken
             and model.id not in self._swaps
             and not self._is_closed
         )
@@ -520,7 +507,7 @@ class Scheduler:
             self._give_up(swap)
         elif swap.pending:
             return
-        elif target.state is State.READY and (target.is_open or target.is_removed):
+        elif target.state is State.READY and (target.serves or target.is_removed):
             self._complete(swap)  # who joined before it was removed is served
         elif target.state is State.STOPPED:
             self._move(target.id, Cause.START)
@@ -598,9 +585,9 @@ class Scheduler:
             return
         swap = self._swaps.get(model.id)
         if model.is_removed:
-            can_stop = model.state is State.READY and not model.in_flight and swap is None
+            can_stop = model.state is State.READY and not model.slots.granted and swap is None
         else:
-            can_stop = model.state is State.STARTING or (model.state is State.READY and not model.in_flight)
+            can_stop = model.state is State.STARTING or (model.state is State.READY and not model.slots.granted)
         if not can_stop:
             return
         if swap is not None:
@@ -621,8 +608,8 @@ class Scheduler:
     def _forget_removed(self) -> None:
         """Forget the removed models of which nothing is left."""
         for model in [m for m in self._models.values() if m.is_removed]:
-            if model.state is State.STOPPED and not model.admitted:
-                del self._models[model.id]
+            if model.state is State.STOPPED and not model.slots.taken:
+                del self._models[model.id], self.slots[model.id]
                 self._answers.clear()
 
     def _died(self, model: _Model, error: Exception) -> None:
@@ -642,12 +629,12 @@ class Scheduler:
 
     def _grant(self, request: _Request) -> None:
         request.granted = True
-        request.model.in_flight += 1
+        request.model.slots.granted += 1
         self._actions.append(Grant(request.ticket))
 
     def _refuse(self, request: _Request, error: Exception) -> None:
         del self._requests[request.ticket]
-        request.model.admitted -= 1
+        request.model.slots.taken -= 1
         self._actions.append(Refuse(request.ticket, error))
 
     def _refuse_waiting_for(self, models: Iterable[_Model], error: Callable[[str], Exception]) -> None:
@@ -672,8 +659,13 @@ class Scheduler:
             self._queue.remove(request)
 
     def _flush(self) -> list[Action]:
-        """Return the actions of this event, and where in the queue everybody stands now."""
+        """Return the actions of this event, and where in the queue everybody stands now; open or close the slots."""
         actions, self._actions = self._actions, []
+        is_clear = not self._queue and not self._is_closed  # whether somebody may be overtaken, `request` decides
+        for model in self._models.values():
+            slots = model.slots
+            slots.is_open = is_clear and model.serves and model.id not in self._swaps and not self.evictions(model.id)
+            slots.tells = bool(self._queue) or model.is_outdated or model.config.ttl > 0
         for n, request in enumerate(self._queue, 1):
             if request.position != n:
                 request.position = n

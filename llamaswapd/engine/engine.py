@@ -21,6 +21,7 @@ from llamaswapd.core.lifecycle import State
 from llamaswapd.core.naming import Naming, Resolved
 from llamaswapd.core.policy import policy_of
 from llamaswapd.core.scheduler import Action, Grant, Position, Refuse, Scheduler, Start, Stop
+from llamaswapd.engine.at_once import AtOnce
 from llamaswapd.engine.backend import Backend, EngineObserver, Found, Resources, Unit, Unobserved
 from llamaswapd.engine.lease import Lease
 from llamaswapd.engine.run import History, Run, StopOrdered, unless
@@ -73,7 +74,8 @@ class Engine:
         self._leftovers: dict[asyncio.Task[None], Found] = {}  # units that are none of our models, being stopped
         self._leases: dict[int, Lease] = {}
         self._runs: dict[str, Run] = {}
-        self._at_once: dict[str, Lease] = {}  # by model: what `lease_now` returns for its run
+        at_once = self._at_once = AtOnce(self._scheduler.slots, self._lease_at_once, self._idle)
+        self.lease_now, self.leave = at_once.lease_now, at_once.leave  # of every request: not by way of a method here
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._observers: list[Callable[[], None]] = []
@@ -193,28 +195,15 @@ class Engine:
             raise UnknownModel(model_id)
         return Lease(self, model)
 
-    def lease_now(self, model_id: str) -> Lease | None:
-        """Return a lease that is granted already, to be given back by `leave`; None if that cannot be done at once.
-
-        None leaves no trace: whoever can wait asks for an ordinary lease then. All of one run are one and the same,
-        because nothing in them is of a single request.
-        """
-        if not self._scheduler.enter(model_id):
-            return None
-        return self._at_once.get(model_id) or self._granted_at_once(model_id)
-
-    def _granted_at_once(self, model_id: str) -> Lease:
-        lease = self._at_once[model_id] = Lease(self, self.config.models[model_id])
+    def _lease_at_once(self, model_id: str) -> Lease:
+        lease = Lease(self, self.config.models[model_id])
         lease.is_granted, lease.run = True, self._runs.get(model_id)
         return lease
 
-    def leave(self, lease: Lease, now: float) -> None:
-        """Take a lease back that came of `lease_now`, at that time of the monotonic clock."""
-        actions = self._scheduler.leave(lease.model_id, now)
-        if actions:
-            self._perform(actions)
-        if lease.may_expire:
-            self._arm(self._scheduler.deadline_of(lease.model_id))
+    def _idle(self, model_id: str, now: float) -> None:
+        """No request of a model is granted any more."""
+        self._perform(self._scheduler.idle(model_id, now))
+        self._arm(self._scheduler.deadline_of(model_id))
 
     def request(self, lease: Lease) -> None:
         """Ask for a lease (see `Lease.__enter__`)."""
@@ -230,8 +219,7 @@ class Engine:
         if not lease.is_granted:
             self._note_load(lease)
         self._perform(self._scheduler.release(lease.ticket, time.monotonic()))
-        if lease.may_expire:
-            self._arm(self._scheduler.deadline_of(lease.model_id))
+        self._arm(self._scheduler.deadline_of(lease.model_id))
 
     def _note_load(self, lease: Lease) -> None:
         """Say since when the model of a lease that comes to nothing has been loading, if it has."""
@@ -325,10 +313,9 @@ class Engine:
         outdated = [id for id, model in config.models.items() if self._is_other_unit(model)]
         had_profile = self.naming.active is not None
         self.config, self.naming = config, Naming(config)
-        for lease in (*self._at_once.values(), *self._leases.values()):
+        for lease in (*self._at_once.leases.values(), *self._leases.values()):
             if lease.is_granted and lease.model_id in config.models and lease.model_id not in outdated:
                 lease.model = config.models[lease.model_id]
-                lease.may_expire = lease.model.ttl > 0
         for id, run in self._runs.items():
             if id in config.models and id not in outdated:
                 run.model = config.models[id]
@@ -489,7 +476,7 @@ class Engine:
         if error is not None:
             log.warning("<%s> %s", model_id, error)
         del self._runs[model_id]
-        self._at_once.pop(model_id, None)
+        self._at_once.leases.pop(model_id, None)
         now = time.monotonic()
         if error is None or run.stop_ordered.is_set():
             self._perform(self._scheduler.gone(model_id, now, died_of))

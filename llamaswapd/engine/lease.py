@@ -32,7 +32,6 @@ class Lease:
     def __init__(self, engine: Engine, model: ModelConfig) -> None:
         self.model = model
         self.model_id = model.id
-        self.may_expire = model.ttl > 0
         self.ticket: int | None = None  # None: granted at once, nobody knows of it
         self.is_granted = False
         self.position: int | None = None  # the last place in the queue, from 1; None if it had none
@@ -69,7 +68,7 @@ class Lease:
     def grant(self, run: Run | None) -> None:
         self.is_granted, self.run, self.granted_at = True, run, time.monotonic()
         if run is not None:
-            self.model, self.may_expire = run.model, run.model.ttl > 0  # a reload may have come between
+            self.model = run.model  # a reload may have come between
             if run.ready_at >= self.requested:
                 self.load_began = run.began
         self._wake()

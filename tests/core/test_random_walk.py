@@ -220,7 +220,7 @@ class World:
         evicts = self.evicts(name)
         has_queue = bool(self.scheduler._queue)
         if tries_at_once := name in self.models and self.rng.random() < 0.5:
-            self.clients[ticket].entered = self.scheduler.enter(name)
+            self.clients[ticket].entered = self.scheduler.slots[name].take()
         if self.clients[ticket].entered:
             actions: list[Action] = [Grant(ticket)]
         else:
@@ -251,7 +251,8 @@ class World:
         if client.granted:
             self.last_use[client.model] = self.now
         if client.entered:
-            self.feed(f"leave {ticket}", self.scheduler.leave(client.model, self.now))
+            matters = self.scheduler.slots[client.model].give_back(self.now)
+            self.feed(f"leave {ticket}", self.scheduler.idle(client.model, self.now) if matters else [])
         else:
             self.feed(f"release {ticket}", self.scheduler.release(ticket, self.now))
 

@@ -50,6 +50,11 @@ def ready(s: Scheduler, name: str, now: float = 0) -> Scheduler:
     return s
 
 
+def leave(s: Scheduler, name: str, now: float) -> Sequence[Action]:
+    """Give a slot back that was taken without a ticket."""
+    return s.idle(name, now) if s.slots[name].give_back(now) else []
+
+
 def refused(actions: Sequence[Action], error: type[Exception]) -> list[int]:
     """Which tickets are refused with this kind of error."""
     return [action.ticket for action in actions if isinstance(action, Refuse) and type(action.error) is error]
@@ -78,11 +83,11 @@ def test_a_request_to_a_ready_model_is_granted_at_once() -> None:
 
 def test_a_request_enters_if_it_would_be_granted_at_once() -> None:
     s = serving(scheduler(a=model(concurrency_limit=2)), "a", 1)
-    assert s.enter("a")
+    assert s.slots["a"].take()
     assert (s.in_flight("a"), s.waiting("a")) == (2, 0)
-    assert not s.enter("a"), "its slots are taken"
-    assert s.leave("a", now=1) == []
-    assert s.enter("a")
+    assert not s.slots["a"].take(), "its slots are taken"
+    assert leave(s, "a", now=1) == []
+    assert s.slots["a"].take()
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -90,41 +95,41 @@ def test_nobody_enters_while_somebody_waits(name: str) -> None:
     s = serving(scheduler(APART | {"x": Group(members=("s",))}), "a", 1)
     ready(s, "b")
     s.request(2, "s", now=1)
-    assert not s.enter(name)
+    assert not s.slots[name].take()
 
 
 def test_nobody_enters_what_is_not_ready_or_is_stopping_or_would_stop_another() -> None:
     s = serving(scheduler(SIDE), "a")
-    assert not s.enter("b")
+    assert not s.slots["b"].take()
     ready(s, "s")
-    assert not s.enter("a"), "s has to stop for it"
+    assert not s.slots["a"].take(), "s has to stop for it"
     s.unload(["s", "a"], now=1)
-    assert not s.enter("a")
+    assert not s.slots["a"].take()
     assert (s.in_flight("a"), s.waiting("a")) == (0, 0)
 
 
 def test_the_last_to_leave_lets_the_queue_go_on() -> None:
     s = serving(scheduler(), "a")
-    assert s.enter("a")
-    assert s.enter("a")
+    assert s.slots["a"].take()
+    assert s.slots["a"].take()
     s.request(1, "b", now=1)
-    assert s.leave("a", now=2) == []
-    assert s.leave("a", now=3) == [Stop("a", 10)]
+    assert leave(s, "a", now=2) == []
+    assert leave(s, "a", now=3) == [Stop("a", 10)]
 
 
 def test_a_ttl_counts_from_when_the_last_has_left() -> None:
     s = serving(scheduler(a=model(ttl=5)), "a")
     assert s.deadline_of("a") == 5
-    assert s.enter("a")
+    assert s.slots["a"].take()
     assert s.deadline_of("a") is None
-    s.leave("a", now=7)
+    leave(s, "a", now=7)
     assert s.deadline_of("a") == s.next_deadline() == 12
 
 
 def test_nobody_enters_after_a_shutdown() -> None:
     s = scheduler()
     s.shutdown(now=0)
-    assert not s.enter("a")
+    assert not s.slots["a"].take()
 
 
 def test_requests_that_wait_for_the_same_load_share_its_success() -> None:
@@ -170,7 +175,7 @@ def test_a_unit_that_is_found_is_a_load_under_way_and_requests_join_it() -> None
 def test_a_unit_that_is_found_serves_at_once_when_it_is_ready() -> None:
     s = ready(scheduler(), "a")
     assert s.state("a") is State.READY
-    assert s.enter("a")
+    assert s.slots["a"].take()
 
 
 def test_a_request_for_another_model_waits_until_it_is_known_what_was_found() -> None:
@@ -895,22 +900,22 @@ def test_a_model_whose_unit_changed_serves_what_it_has_and_newcomers_get_the_suc
     s = serving(scheduler(), "a", 1, 2)
     assert reload(s, outdated=["a"]) == []
     assert (s.state("a"), s.in_flight("a")) == (State.READY, 2)
-    assert not s.enter("a")
+    assert not s.slots["a"].take()
     assert s.request(3, "a", now=2) == [Position(3, 1)]
     assert s.release(1, now=3) == []
     assert s.release(2, now=4) == [Stop("a", 10)]
     assert s.gone("a", now=5) == [Start("a")]
     assert s.ready("a", now=6) == [Grant(3)]
-    assert s.enter("a")
+    assert s.slots["a"].take()
 
 
 def test_the_last_to_leave_stops_a_model_whose_unit_changed() -> None:
     s = ready(scheduler(), "a")
-    assert s.enter("a")
-    assert s.enter("a")
+    assert s.slots["a"].take()
+    assert s.slots["a"].take()
     reload(s, outdated=["a"])
-    assert s.leave("a", now=2) == []
-    assert s.leave("a", now=3) == [Stop("a", 10)]
+    assert leave(s, "a", now=2) == []
+    assert leave(s, "a", now=3) == [Stop("a", 10)]
 
 
 def test_a_load_of_a_unit_that_changed_is_aborted_and_its_waiters_get_the_successor() -> None:
@@ -985,7 +990,7 @@ def test_who_is_queued_for_a_model_whose_unit_changed_stays_queued() -> None:
     assert s.release(1, now=2) == [Stop("b", 10)]
     assert s.gone("b", now=3) == [Start("a")]
     assert s.ready("a", now=4) == [Grant(2)], "and it is what is configured"
-    assert s.enter("a")
+    assert s.slots["a"].take()
 
 
 def test_another_swap_waits_for_what_a_changed_model_serves_and_stops_it_once() -> None:
@@ -1061,7 +1066,7 @@ def test_a_reload_that_brings_the_old_definition_back_lets_the_model_serve_on() 
     reload(s, outdated=["a"])
     s.request(2, "a", now=2)
     assert reload(s, now=3) == [Grant(2)]
-    assert s.enter("a")
+    assert s.slots["a"].take()
 
 
 def test_a_reload_that_brings_the_old_definition_back_too_late_starts_it_again() -> None:
@@ -1095,7 +1100,7 @@ def test_a_model_of_which_nothing_is_left_is_forgotten_when_it_is_removed() -> N
 def test_a_removed_model_serves_what_it_has() -> None:
     s = serving(scheduler(), "a", 1)
     assert reload(s, without="a") == []
-    assert not s.enter("a")
+    assert not s.slots["a"].take()
     assert refused(s.request(2, "a", now=2), UnknownModel) == [2]
     assert s.release(1, now=3) == [Stop("a", 10)]
     assert s.gone("a", now=4) == []
@@ -1119,7 +1124,7 @@ def test_the_load_of_a_removed_model_goes_on_for_those_who_joined_it() -> None:
     assert reload(s, without="a") == []
     assert refused(s.request(3, "a", now=2), UnknownModel) == [3]
     assert s.ready("a", now=3) == [Grant(1)]
-    assert not s.enter("a")
+    assert not s.slots["a"].take()
     assert s.release(1, now=4) == [Stop("a", 10)]
     assert s.gone("a", now=5) == [Start("b")]
 
@@ -1181,13 +1186,13 @@ def test_a_removed_model_that_dies_before_others_have_stopped_for_it_is_not_star
 
 def test_a_removed_model_that_was_cut_is_forgotten_when_its_requests_have_been_released() -> None:
     s = serving(scheduler(), "a", 1)
-    assert s.enter("a")
+    assert s.slots["a"].take()
     s.unload(["a"], now=1)
     reload(s, without="a")
     assert s.gone("a", now=2) == []
     assert s.release(1, now=3) == []
     assert is_known(s, "a")
-    assert s.leave("a", now=4) == []
+    assert leave(s, "a", now=4) == []
     assert not is_known(s, "a")
 
 
@@ -1473,7 +1478,7 @@ def test_a_shutdown_that_keeps_models_refuses_everybody_who_waits_and_stops_noth
     assert len(actions) == 2
     assert (s.state("a"), s.state("b")) == (State.READY, State.STARTING)
     assert refused(s.request(4, "a", now=3), ShuttingDown) == [4]
-    assert not s.enter("a")
+    assert not s.slots["a"].take()
     assert s.ready("b", now=4) == []
     assert s.release(1, now=5) == []
 
