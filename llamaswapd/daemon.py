@@ -486,8 +486,9 @@ def set_up_log(config: Config, observer: Observer) -> None:
     handlers: list[logging.Handler] = [observer.access, observer.log]
     if config.log_to_stdout in ("proxy", "both"):
         handlers.append(logging.StreamHandler(sys.stdout))
+    line_format = LineFormat(config.log_time_format)
     for handler in handlers:
-        handler.setFormatter(LineFormat(config.log_time_format))
+        handler.setFormatter(line_format)
         root.addHandler(handler)
 
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import pytest
 from multidict import CIMultiDict
 
+from llamaswapd.observe.access import took
+from llamaswapd.observe.batch import Batch
 from llamaswapd.observe.feed import QUEUE_CHARACTERS, Event, Feed
 from llamaswapd.observe.inflight import BYTE_UPDATES_S, Inflight, InflightEntry, canonical, remote_ip, shown_headers
 from llamaswapd.observe.log import LineFormat, LogRing
@@ -36,6 +38,76 @@ def ring(limit_bytes: int = 1000) -> LogRing:
     made = LogRing(limit_bytes)
     made.setFormatter(LineFormat())
     return made
+
+
+# ---- batches
+
+
+class Worked(list[list[int]]):
+    """What has been worked on; of what is negative nothing is, the first time."""
+
+    def __init__(self, size: int = 3, delay_s: float = 60) -> None:
+        super().__init__()
+        self.changed = asyncio.Event()
+        self.batch: Batch[int] = Batch(self._work, size, delay_s)
+
+    def _work(self, items: list[int]) -> None:
+        self.append(items)
+        self.changed.set()
+        if items[0] < 0:
+            self.batch.put_back([-item for item in items], 0.0)
+
+
+async def test_what_is_collected_is_worked_on_when_there_is_enough_of_it() -> None:
+    worked = Worked()
+    for number in range(7):
+        worked.batch.add(number)
+    assert worked == [[0, 1, 2], [3, 4, 5]]
+    worked.batch.flush()
+    worked.batch.flush()
+    assert worked == [[0, 1, 2], [3, 4, 5], [6]]
+    assert worked.batch.take() == []
+
+
+async def test_what_is_collected_is_worked_on_in_time() -> None:
+    worked = Worked(delay_s=0.01)
+    worked.batch.add(1)
+    worked.batch.add(2)
+    await worked.changed.wait()
+    assert worked == [[1, 2]]
+
+
+async def test_what_there_was_no_time_for_comes_before_what_is_added_later() -> None:
+    worked = Worked(size=2)
+    worked.batch.add(-1)
+    worked.batch.add(-2)
+    worked.changed.clear()
+    await worked.changed.wait()
+    assert worked == [[-1, -2], [1, 2]]
+    worked.batch.add(-3)
+    worked.batch.flush()
+    worked.batch.add(4)
+    assert worked[2:] == [[-3], [3, 4]]
+
+
+# ---- the access log
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.000ms"),
+        (0.0000004, "0.000ms"),
+        (0.000417, "0.417ms"),
+        (0.05, "50.000ms"),
+        (0.999, "999.000ms"),
+        (1.0, "1.000s"),
+        (12.3456, "12.346s"),
+        (86400.25, "86400.250s"),
+    ],
+)
+def test_a_duration_is_logged_in_a_fitting_unit(seconds: float, text: str) -> None:
+    assert took(seconds) == text
 
 
 # ---- feeds

@@ -24,10 +24,12 @@ from llamaswapd.activity.store import Store
 from llamaswapd.activity.usage import NO_TOKENS, Tokens
 from llamaswapd.config.schema import Config
 from llamaswapd.errors import NotFound
+from llamaswapd.observe.batch import Batch
 from llamaswapd.observe.feed import Event, Feed
 
 BATCH = 256  # requests at once: what that costs delays one request in as many
 AT_ONCE_S = 0.001  # how long a part of a batch may take: hundreds of streams may end together
+SPREAD_S = 0.005  # from one part to the next, if no more are waiting than make a batch
 DELAY_S = 0.05  # how late a row may be
 LONG_BYTES = 64 * 1024  # of an answer that is read in another thread
 LONG_WAITING_BYTES = 64 * 1024 * 1024  # of such answers; of what comes beyond, only the ends are kept
@@ -50,8 +52,8 @@ class Activity:
         self._events = events
         self._store = _store_of(config)
         self._captures = Captures(_capture_bytes(config))
-        self._ended: list[Record] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._ended: Batch[Record] = Batch(self._work_on, BATCH, DELAY_S)
+        self.add = self._ended.add  # on the way of every request: a record belongs to the activity from then on
         self._long: list[Record] = []
         self._long_bytes = 0
         self._reading: asyncio.Task[None] | None = None
@@ -87,35 +89,22 @@ class Activity:
         self._captures = Captures(_capture_bytes(config))
         self._counts.configured = _configured(config)
 
-    # ---- on the way of every request
-
-    def add(self, record: Record) -> None:
-        """Note a request that has ended. It belongs to the activity from now on."""
-        entries = self._ended
-        entries.append(record)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(DELAY_S, self._work_on)
-        elif len(entries) == BATCH:
-            self._work_on()
+    # ---- what has ended
 
     def flush(self) -> None:
         """Work on what has been added. What takes long is only begun."""
-        self._work_on(math.inf)
+        self._work_on(self._ended.take(), math.inf)
 
-    def _work_on(self, within_s: float = AT_ONCE_S) -> None:
-        """The same for so long, and for the rest when others have had their turn."""
-        entries, self._ended = self._ended, []
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+    def _work_on(self, entries: list[Record], within_s: float = AT_ONCE_S) -> None:
+        """Work on them for so long, and on the rest when others have had their turn."""
         if entries and plain.are_plain(entries):
             self._record_plain(entries)
             return
         deadline = time.monotonic() + within_s
         for count, record in enumerate(entries):
             if time.monotonic() >= deadline:
-                self._ended = entries[count:]
-                self._timer = asyncio.get_running_loop().call_later(0.0, self._work_on)
+                rest = entries[count:]
+                self._ended.put_back(rest, SPREAD_S if len(rest) <= BATCH else 0.0)
                 break
             if len(record.response) > LONG_BYTES or record.content_encoding:
                 self._read_later(record)

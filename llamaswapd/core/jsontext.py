@@ -74,6 +74,18 @@ def first_model(text: bytes) -> str | None:
     return match and match[1].decode("utf-8", "replace")
 
 
+def beginning(text: bytes) -> bytes:
+    """Return what a text begins with if that names its model, with the comma or brace behind; else b"".
+
+    All texts that begin so name the same.
+    """
+    match = MODEL_FIRST.match(text)
+    if match is None:
+        return b""
+    blanks = BLANKS.match(text, match.end())
+    return text[: (blanks or match).end() + 1]
+
+
 def quick_model(text: bytes) -> str | None:
     """Return the first top-level `model` of a whole text if it is found without a look at every byte.
 

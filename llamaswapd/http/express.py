@@ -48,8 +48,8 @@ from llamaswapd.http.traffic import CLIENT_LEFT, Traffic
 from llamaswapd.http.upstream import OriginPool, Stale, Upstream
 from llamaswapd.http.wire import Framing
 from llamaswapd.http.wire import Shape as AnswerShape
+from llamaswapd.observe.access import took
 from llamaswapd.observe.inflight import Inflight, Pairs
-from llamaswapd.observe.log import took
 
 if TYPE_CHECKING:
     from llamaswapd.http.connection import Connection
@@ -249,7 +249,7 @@ class Exchange(Relay):
             name = self._form.name
         elif not self._left:
             text = self._text if self._pieces is None else self._held()
-            name = jsontext.quick_model(text) or _scanned_model(text)
+            name = self._route.model_of(text) or _scanned_model(text)
         elif self._pieces is None or self._length - self._left <= BEGINNING_BYTES:  # the first piece, or short ones
             name = jsontext.first_model(self._held())
         else:

@@ -22,8 +22,8 @@ from llamaswapd.http.connection import Connection
 from llamaswapd.http.ordinary import Relayed
 from llamaswapd.http.server import Handler, connection_of
 from llamaswapd.http.traffic import CLIENT_LEFT, UNLOGGED_PATHS, Traffic, printable
+from llamaswapd.observe.access import Access
 from llamaswapd.observe.inflight import TOKEN, remote_ip
-from llamaswapd.observe.log import Access
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llamaswapd.activity.record import REQUESTS_NOT_KEPT
 from llamaswapd.config.schema import Config
+from llamaswapd.core import jsontext
 from llamaswapd.core.multipart import parameter
 from llamaswapd.core.routing import MODEL_ROUTES, forwarded_path
 from llamaswapd.errors import Unauthorized
@@ -15,8 +16,9 @@ from llamaswapd.http.auth import authorize
 from llamaswapd.http.forward import forwarded, forwarded_for_line
 from llamaswapd.http.heads import Shape
 from llamaswapd.http.traffic import printable
-from llamaswapd.observe.log import access_head, access_tail
+from llamaswapd.observe.access import access_head, access_tail
 
+BEGINNING_LIMIT = 256  # bytes of a body's beginning that is remembered
 STARTS_KEPT = 64  # beginnings of heads for a model's server, of one head of a client; one for each address and model
 
 EXPRESS_PATHS = frozenset(path for method, path in MODEL_ROUTES if method == "POST")
@@ -39,8 +41,8 @@ class Route:
     """What follows from a head, under one configuration."""
 
     __slots__ = (
-        "_forwarded_for", "_ip", "_sent_on", "_starts", "_what", "accept", "access_tail", "boundary", "config",
-        "is_admitted", "keeps_request", "path", "query", "sent_path",
+        "_beginning", "_forwarded_for", "_ip", "_model", "_sent_on", "_starts", "_what", "accept", "access_tail",
+        "boundary", "config", "is_admitted", "keeps_request", "path", "query", "sent_path",
     )  # fmt: skip
 
     def __init__(self, shape: Shape, config: Config) -> None:
@@ -68,6 +70,19 @@ class Route:
         self._starts: dict[tuple[str, str], Start] = {}
         first_ip = shape.value(b"x-forwarded-for").partition(",")[0].strip()
         self._ip = printable(first_ip or shape.value(b"x-real-ip").strip())  # "": the peer's
+        self._beginning, self._model = b"", ""  # how the last body began that named its model first
+
+    def model_of(self, text: bytes) -> str | None:
+        """Return the model that a whole body names if that is soon found (`quick_model`); None says nothing."""
+        if self._model and text.startswith(self._beginning):  # a client asks for one model again and again
+            return self._model
+        beginning = jsontext.beginning(text)
+        if not beginning:
+            return jsontext.quick_model(text)
+        model = jsontext.first_model(beginning)
+        if model and len(beginning) <= BEGINNING_LIMIT:
+            self._beginning, self._model = beginning, model
+        return model
 
     def start(self, prefix: str, peer: str) -> Start:
         """Return what begins with where a request goes, and whence it came: `peer`, "" if that has no address."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from llamaswapd.observe.log import AccessLog, Answered
+from llamaswapd.observe.access import Answered
+from llamaswapd.observe.log import AccessLog
 
 UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
 CLIENT_LEFT = 499  # in the access log and the activity: no answer was sent, as nginx writes it
@@ -14,8 +15,9 @@ class Traffic:
     """Counts requests; `begin` and `end` come in pairs."""
 
     def __init__(self, access: AccessLog) -> None:
-        self.access = access
         self.active = 0
+        self.access = access
+        self._add = access.add
         self._idle: asyncio.Event | None = None  # once somebody has waited for it
 
     def begin(self) -> None:
@@ -25,7 +27,7 @@ class Traffic:
     def end(self, told: Answered | None = None) -> None:
         """It has been answered, or its client has left; the access log is told."""
         if told is not None:
-            self.access.add(told)
+            self._add(told)
         self.active -= 1
         if not self.active and self._idle is not None:
             self._idle.set()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
 from datetime import datetime
-from typing import NamedTuple, Protocol
 
+from llamaswapd.observe.access import Answered
+from llamaswapd.observe.batch import Batch
 from llamaswapd.observe.feed import Feed, Subscription
 
 HISTORY_BYTES = 100 * 1024  # of each log, as llama-swap keeps
@@ -66,17 +66,8 @@ class AccessLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._entries: list[Answered] = []
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, answered: Answered) -> None:
-        """Note a request that has ended."""
-        entries = self._entries
-        entries.append(answered)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(ACCESS_DELAY_S, self.flush)
-        elif len(entries) >= ACCESS_LINES:
-            self.flush()
+        self._ended: Batch[Answered] = Batch(self._say, ACCESS_LINES, ACCESS_DELAY_S)
+        self.add = self._ended.add  # note a request that has ended; on the way of every one
 
     def emit(self, record: logging.LogRecord) -> None:
         if not hasattr(record, "answered"):
@@ -84,53 +75,14 @@ class AccessLog(logging.Handler):
 
     def flush(self) -> None:
         """Say what has been collected."""
-        entries, self._entries = self._entries, []
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-        if entries and log.isEnabledFor(logging.INFO):
-            answered = tuple(entries)  # one more may come, if this is another thread
-            lines = "\n".join([entry.access_line() for entry in answered])
+        self._ended.flush()
+
+    @staticmethod
+    def _say(ended: list[Answered]) -> None:
+        if log.isEnabledFor(logging.INFO):
+            answered = tuple(ended)  # one more may come, if this is another thread
+            lines = "\n".join([each.access_line() for each in answered])
             log.info("%s", lines, extra={"answered": answered, "wall_ahead_s": time.time() - time.monotonic()})
-
-
-class Answered(Protocol):
-    """Whatever the access log can tell of a request. `ended`: on the monotonic clock, in seconds."""
-
-    @property
-    def ended(self) -> float: ...
-    def access_line(self) -> str: ...
-
-
-class Access(NamedTuple):
-    """All of it, for those who have no better place; `what` is its method, path and protocol."""
-
-    ended: float
-    ip: str
-    what: str
-    status: int
-    size: int
-    agent: str
-    duration_s: float
-
-    def access_line(self) -> str:
-        """Return what is said of a request. Nothing may hold a line break."""
-        head = access_head(self.ip, self.what)
-        return f"{head}{self.status} {self.size}{access_tail(self.agent)}{took(self.duration_s)}"
-
-
-def access_head(ip: str, what: str) -> str:
-    """Return how a line of the access log begins; the status, a blank and the size follow."""
-    return f'Request {ip} "{what}" '
-
-
-def access_tail(agent: str) -> str:
-    """Return what follows then, up to the duration."""
-    return f' "{agent}" '
-
-
-def took(seconds: float) -> str:
-    return f"{seconds * 1000:.3f}ms" if seconds < 1 else f"{seconds:.3f}s"
 
 
 class LineFormat(logging.Formatter):
@@ -144,6 +96,12 @@ class LineFormat(logging.Formatter):
         level = LEVEL_NAMES.get(record.levelno, record.levelname)
         if not hasattr(record, "answered"):
             return f"{self._timestamp(record.created)}[{level}] {record.message}"
+        shown = record.__dict__.get("shown")  # if it is another handler's turn: these are many lines
+        if shown is None or shown[0] is not self:
+            shown = record.__dict__["shown"] = self, self._lines(record, level)
+        return str(shown[1])
+
+    def _lines(self, record: logging.LogRecord, level: str) -> str:
         if not self._layout:
             return f"[{level}] " + record.message.replace("\n", f"\n[{level}] ")
         times = [each.ended + record.wall_ahead_s for each in record.answered]  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from llamaswapd.core.jsontext import (
     DEPTH_LIMIT,
     TEXT_LIMIT_BYTES,
     Scanner,
+    beginning,
     edit,
     first_model,
     quick_model,
@@ -132,6 +133,25 @@ def test_what_is_found_quickly_is_what_a_full_parse_finds(text: str) -> None:
     expected = first_members(body.decode())[0]
     assert quick_model(body) in (None, expected)
     assert all(first_model(body[:size]) in (None, expected) for size in range(min(len(body), 40)))
+
+
+@pytest.mark.parametrize(
+    ("body", "begun"),
+    [
+        (b'{"model":"m"}', b'{"model":"m"}'),
+        (b' \r\n{ "model" : "m" \n, "x":1}', b' \r\n{ "model" : "m" \n,'),
+        (b'{"model":"m","model":"no"}', b'{"model":"m",'),
+        (b'{"model":"m"', b""),
+        (b'{"model":"m"x', b""),
+        (b'{"model":7}', b""),
+        (b'{"model":"m\\u0065"}', b""),
+        (b'{"x":1,"model":"m"}', b""),
+        (b"", b""),
+    ],
+)
+def test_the_beginning_of_a_body_goes_as_far_as_what_makes_the_name_certain(body: bytes, begun: bytes) -> None:
+    assert beginning(body) == begun
+    assert first_model(begun) == first_model(body)
 
 
 MESSAGES = b'{"messages":[{"content":[1],"model":"no","role":"]"},{"content":"],\\"model\\":1"}]'

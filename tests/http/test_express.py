@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from fake_model import OK, Call, chat, fixed, house_of, last, until
-from standins import Client, House
+from standins import Client, House, model
 from ways import close_express
 
 from llamaswapd.config.schema import Config
@@ -124,6 +124,32 @@ async def test_a_plain_request_is_answered_alike_on_either_way(
         ordinary()
         assert [await trip(it, data), *fast] == [fast[0]] * 3
         assert ways.given
+
+
+@pytest.mark.parametrize(
+    ("body", "answered"),
+    [
+        (b'{"model":"m"}', ["m"]),
+        (b'{"model":"m2","x":1}', ["m2"]),
+        (b'{"model":"m2"}', ["m2"]),
+        (b'{"model":"m","model":"m2"}', ["m"]),
+        (b'{"model":"m2","model":"m"}', ["m2"]),
+        (b'{"model" : "m" , "x":1}', ["m"]),
+        (b'{"x":{"model":"m"},"model":"m2"}', ["m2"]),
+        (b'{"model":"m3"}', []),
+        (b'{"model":"m', []),
+    ],
+)
+async def test_the_model_of_a_body_is_its_own_however_the_one_before_began(body: bytes, answered: list[str]) -> None:
+    """The heads are the same, and bodies that begin alike are not read again."""
+    async with house_of(fixed(OK), others=[model("m2", proxy="")]) as (it, _):
+        for before in (b'{"model":"m"}', b'{"model":"m","x":1}', b'{"model":"m2"}', b'{"model":"m2","model":"m"}'):
+            it.activity.ended.clear()
+            client = await it.connect()
+            for each in (before, before, body):
+                client.writer.write(request(each))
+                await client.answer()
+            assert [row.model_id for row in it.activity.ended[2:] if row.outcome == 200] == answered
 
 
 @pytest.mark.parametrize("data", PLAIN.values(), ids=PLAIN.keys())
