@@ -14,6 +14,7 @@ LINES_OF_ONE_CHUNK = 4  # its size, itself, the last chunk's size, the end
 TEXT_BEGINS = b'"content":"'
 TEXT_BEGINS_WITHIN = 512  # bytes
 TAIL_LIMIT = 256  # bytes of what is remembered
+TAILS_KEPT = 2048
 
 Found = tuple[Tokens, float]
 
@@ -33,6 +34,48 @@ def at_a_glance(body: bytes) -> Found | None:
         body = body[end:]
     # Short answers have few different ends: their numbers of tokens differ, and those are small.
     return _of_tail(body) if len(body) <= TAIL_LIMIT else _of_end(body)
+
+
+class Glances:
+    """Looks at many answers, which are alike: what stands in front of the text and behind it is as long as it was.
+
+    What is in front is looked through in the end, that of all at once.
+    """
+
+    __slots__ = ("_tails", "_text_at", "before")
+
+    def __init__(self) -> None:
+        self.before: list[bytes] = []  # what has not been looked through yet
+        self._text_at = len(TEXT_BEGINS)  # where the last text began
+        self._tails: dict[bytes, Found] = {}  # few: the numbers of tokens differ, and those are small
+
+    def look(self, body: bytes) -> Found | None:
+        """Return what `at_a_glance` does, unless `has_missed` tells otherwise."""
+        at = self._text_at
+        if body[at - len(TEXT_BEGINS) : at] != TEXT_BEGINS:
+            at = body.find(TEXT_BEGINS, 0, TEXT_BEGINS_WITHIN) + len(TEXT_BEGINS)
+            if at < len(TEXT_BEGINS):
+                return _of_end(body)
+            self._text_at = at
+        end = body.find(b'"', at)
+        if end < 0:
+            return None
+        self.before.append(body[:at])
+        tail = body[end:]
+        found = self._tails.get(tail)
+        if found is None:
+            found = _of_end(tail)
+            if found is not None and len(tail) <= TAIL_LIMIT:
+                if len(self._tails) >= TAILS_KEPT:
+                    self._tails.clear()
+                self._tails[tail] = found
+        return found
+
+    def has_missed(self) -> bool:
+        """Return whether one of the answers since the last call has one of the words in front of its text."""
+        before = b"".join(self.before)
+        self.before.clear()
+        return before.find(b'"usage"') >= 0 or _has_others(before)
 
 
 def at_a_glance_in_chunks(body: bytes) -> Found | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from typing import cast
 
-from llamaswapd.activity.glance import at_a_glance
+from llamaswapd.activity.glance import Glances
 from llamaswapd.activity.record import Record
 from llamaswapd.activity.usage import Tokens
 
 ENTRY_BYTES = 1024  # about what a capture takes beside bodies and heads
 
+_glances = Glances()
+
 Read = Callable[[Record], tuple[Tokens, float, str]]
 
 
 def are_plain(records: list[Record]) -> bool:
-    return all([record.is_plain for record in records])  # noqa: C419, a generator takes longer
+    for record in records:  # noqa: SIM110, a generator takes longer
+        if not record.is_plain:
+            return False
+    return True
 
 
 def understand(records: list[Record], number: int, wall_ahead: float, read: Read) -> dict[str, list[Record]]:
@@ -28,13 +32,16 @@ def understand(records: list[Record], number: int, wall_ahead: float, read: Read
     for record in records:
         record.number = number
         record.wall_ahead = wall_ahead
-        record.tokens, record.took_ms = at_a_glance(record.response) or read(record)[:2]
+        record.tokens, record.took_ms = _glances.look(record.response) or read(record)[:2]
         group = by_model.get(record.model_id)
         if group is None:
             by_model[record.model_id] = [record]
         else:
             group.append(record)
         number += 1
+    if _glances.has_missed():
+        for record in records:
+            record.tokens, record.took_ms = read(record)[:2]
     return by_model
 
 
@@ -49,21 +56,31 @@ class Bunch:
     Thousands of short pieces, each of which goes when a thousand others have come, would be far from any cache.
     """
 
-    __slots__ = ("_bodies", "_records", "_sizes", "first_id", "last_id", "size")
+    __slots__ = ("_bodies", "_records", "first_id", "last_id", "size")
 
     def __init__(self, records: list[Record]) -> None:
-        pieces = cast(list[bytes], [body for each in records for body in (each.request or b"", each.response)])
+        pieces: list[bytes] = []
+        size = heads = 0
+        for record in records:
+            request, response = record.request, record.response
+            record.request_at = size
+            if request is not None:
+                pieces.append(cast(bytes, request))
+                size += len(request)
+            record.response_at = size
+            pieces.append(response)
+            size += len(response)
+            heads += record.heads_bytes
         self._records = records
         self._bodies = b"".join(pieces)
-        self._sizes = array("I", map(len, pieces))
         self.first_id, self.last_id = records[0].number, records[-1].number
-        heads = sum([each.heads_bytes for each in records])
-        self.size = len(self._bodies) + heads + ENTRY_BYTES * len(records)
+        self.size = size + heads + ENTRY_BYTES * len(records)
 
     def of(self, id_: int) -> tuple[Record, bytes | None, bytes]:
         """Return one of them, what was sent and what was answered."""
-        index = id_ - self.first_id
-        sizes = self._sizes[: 2 * index + 2]
-        response = self._bodies[sum(sizes[:-1]) : sum(sizes)]
-        request = self._bodies[sum(sizes[:-2]) : sum(sizes[:-1])] or None  # a plain one names its model: it has a body
-        return self._records[index], request, response
+        record = self._records[id_ - self.first_id]
+        end = len(self._bodies) if id_ == self.last_id else self._records[id_ - self.first_id + 1].request_at
+        request = (
+            self._bodies[record.request_at : record.response_at] or None
+        )  # a plain one has a body: it names a model
+        return record, request, self._bodies[record.response_at : end]

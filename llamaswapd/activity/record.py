@@ -61,7 +61,7 @@ class Record(InflightEntry):
 
     __slots__ = (
         "about", "ended", "error", "first_byte", "granted", "heads_bytes", "is_cut", "is_plain", "load_began", "number",
-        "outcome", "request", "response", "sent_path", "tokens", "took_ms", "wall_ahead",
+        "outcome", "request", "request_at", "response", "response_at", "sent_path", "tokens", "took_ms", "wall_ahead",
     )  # fmt: skip
 
     sent_path: str
@@ -76,6 +76,8 @@ class Record(InflightEntry):
 
     # What the activity notes of a plain one.
     number: int  # of its row
+    request_at: int  # where they begin among the bodies of those that ended together
+    response_at: int
     tokens: Tokens
 
     def __init__(self, model_id: str, method: str, path: str, headers: Headers, peer_ip: str) -> None:

@@ -216,6 +216,10 @@ def _parsed(body: bytes) -> object:
 
 def _events_with_words(body: bytes) -> list[bytes]:
     """Return the events that hold one of the words, in order."""
+    first = _first_word(body)
+    if first < 0:
+        return []
+    body = body[body.rfind(b"\n\n", 0, first) + 1 :]  # an end of an event, whatever else is one
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     body = body.removeprefix(BOM)

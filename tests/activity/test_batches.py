@@ -9,6 +9,7 @@ import json
 import random
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,7 @@ async def test_closing_waits_for_nothing_but_what_has_to_be_written() -> None:
 
 # ---- many plain requests at once
 
+CHAT = b'{"id":"1",%b"choices":[{"index":0,"message":{"role":"assistant","content":"%b"},"finish_reason":"stop"}]%b}'
 ANSWERS = (
     b"{}",
     USAGE,
@@ -325,14 +327,30 @@ ANSWERS = (
     b'{"usage":{"prompt_tokens":1},"timings":{"prompt_n":7,"predicted_n":8,"prompt_ms":900.0,"predicted_ms":800.5}}',
     b"no json",
     b"",
+    # A text, which is not looked through: what stands in front of it and behind it is.
+    CHAT % (b"", b"hello", b',"usage":{"prompt_tokens":5,"completion_tokens":6}'),
+    CHAT % (b"", b"a longer one", b',"usage":{"prompt_tokens":5,"completion_tokens":6}'),
+    CHAT % (b"", b'\\"timings\\":{\\"prompt_n\\":1}', b',"usage":{"prompt_tokens":7}'),
+    CHAT % (b"", b'\\"usage\\":{', b""),
+    CHAT % (b"", b"", b',"timings":{"prompt_n":7,"predicted_n":8},"usage":{"prompt_tokens":9}'),
+    CHAT % (b"", b"x", b',"logprobs":[%b],"usage":{"prompt_tokens":5}' % (b"0.5," * 200 + b"1")),
+    CHAT % (b'"another":"one",', b"hello", b',"usage":{"prompt_tokens":5,"completion_tokens":6}'),
+    CHAT[:40],
+)
+
+OPENAIS = tuple(CHAT % (b"", text, b',"usage":{"prompt_tokens":5}') for text in (b"hello", b"a longer one"))
+IN_FRONT = (  # of the text
+    CHAT % (b'"usage":{"prompt_tokens":3,"completion_tokens":4},', b"hello", b""),
+    CHAT % (b'"timings":{"prompt_n":3,"predicted_n":4},', b"hello", b',"usage":{"prompt_tokens":9}'),
+    CHAT % (b'"metrics":{"prompt_tokens":3},', b"hello", b',"usage":{"prompt_tokens":9}'),
 )
 
 
-def plain_requests() -> list[Record]:
+def plain_requests(answers: Sequence[bytes] = ANSWERS) -> list[Record]:
     random_ = random.Random(3)
     return [
         plain(
-            random_.choice(ANSWERS),
+            random_.choice(answers),
             model_id=random_.choice("ab"),
             request=random_.choice([b"{}", b"x" * 500]),
             sent_path=random_.choice(["/v1/chat/completions", "/v1/audio/speech", "/v1/images/edits"]),
@@ -361,11 +379,14 @@ async def told(entries: list[Record], **config: int) -> tuple[object, ...]:
         return found, captures, counts, await it.stats("a")
 
 
-async def test_many_at_once_make_what_they_make_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answers", [ANSWERS, *((*OPENAIS, each) for each in IN_FRONT), (*ANSWERS, *IN_FRONT)])
+async def test_many_at_once_make_what_they_make_one_by_one(
+    answers: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    at_once = await told(plain_requests())
-    others = plain_requests()
+    at_once = await told(plain_requests(answers))
+    others = plain_requests(answers)
     for each in others:
         each.is_plain = False
     assert at_once == await told(others)
@@ -443,6 +464,6 @@ async def test_a_long_batch_lets_others_have_their_turn(monkeypatch: pytest.Monk
     async with activity() as it:
         for _ in range(3):
             it.add(finished(stream, content_type="text/event-stream"))
-        it._work_on()
-        assert len(it._ended) == 3  # no time: nothing is lost
+        it._ended.flush()
+        assert not it.counts  # no time; but nothing is lost
         assert [row["tokens"]["input_tokens"] for row in await rows(it)] == [3] * 3
