@@ -6,12 +6,14 @@ import asyncio
 import socket
 import ssl
 from functools import cache
+from ipaddress import ip_address
 
 from llamaswapd.errors import UpstreamError
 from llamaswapd.http.tunnel import tunnel
 from llamaswapd.http.upstream import OriginPool, Upstream
 
 NO_LIMIT_S = 1e9  # where asyncio would take None for a default of its own
+RECEIVE_BYTES = 64 * 1024  # the kernel takes twice that, for what it needs itself (socket(7))
 LONGEST_KEEPALIVE_S = 32767  # tcp(7) takes no more
 
 
@@ -30,6 +32,7 @@ async def connect(pool: OriginPool) -> Upstream:
     if upstream.transport.is_closing():  # it will not be told so any more
         raise UpstreamError(f"{origin} closed the connection before it answered")
     keep_alive(upstream.transport, limits.keepalive)
+    hold_little(upstream.transport)
     pool.add(upstream)
     return upstream
 
@@ -69,6 +72,17 @@ def keep_alive(transport: asyncio.BaseTransport, period_s: int) -> None:
     if period_s > 0:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(period_s, LONGEST_KEEPALIVE_S))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(period_s, LONGEST_KEEPALIVE_S))
+
+
+def hold_little(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel hold little of what a server on this machine says faster than the client reads.
+
+    What it holds is read at once, and kept for the client. A network's latency asks for more; the loopback has none.
+    """
+    sock = transport.get_extra_info("socket")
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple) and ip_address(peer[0].partition("%")[0]).is_loopback:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
 
 
 @cache

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Protocol
 from llamaswapd.errors import Error
 from llamaswapd.http import heads
 from llamaswapd.http.link import Link, Outbox
-from llamaswapd.http.wire import Templates
+from llamaswapd.http.wire import Templates, number
 
 if TYPE_CHECKING:
     from llamaswapd.http.express import Exchange, Express
@@ -99,7 +99,7 @@ class Connection(Link, asyncio.Protocol):
         self._site = site
         self._loop = loop
         self._ahead = b""  # of a head that is not complete, or of requests behind the one at hand
-        self._last_shape: heads.Shape | None = None  # of its last request; the next one is alike
+        self._last_shape = _templates.last  # of its last request, or of another's; the next one is alike
         self._exchange: Exchange | None = None
         self._is_fresh = True  # no answer has been given yet
         self.is_paused = False
@@ -152,8 +152,8 @@ class Connection(Link, asyncio.Protocol):
                     self._handler_at_work().data_received(data)
                 return
             shape, digits = found
-            self._last_shape = shape if shape.is_reusable else None
-        length = int(digits or b"0")
+            self._last_shape = _templates.last = shape if shape.is_reusable else None
+        length = number(digits) if digits else 0
         size = start + length
         if size < len(data):
             data, self._ahead = data[:size], data[size:]

@@ -292,7 +292,7 @@ class Site:
     async def listen(self, listeners: Iterable[Listener]) -> None:
         """Accept connections on bound sockets, which are closed when that is over."""
         for sock, tls in listeners:
-            make = partial(self._arrive, tls is not None)
+            make = partial(Connection, self, self._loop, has_tls=False) if tls is None else self._arrive_by_tls
             if sock.family == socket.AF_UNIX:
                 # Its path belongs to whoever bound it, and to the daemon that is next to listen there.
                 keeps: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
@@ -302,11 +302,10 @@ class Site:
             self._servers.append(server)
         self._look_later()
 
-    def _arrive(self, has_tls: bool) -> Connection:
-        connection = Connection(self, self._loop, has_tls=has_tls)
-        if has_tls:
-            connection.arrival = arrival = Arrival()
-            self._arriving.add(arrival)
+    def _arrive_by_tls(self) -> Connection:
+        connection = Connection(self, self._loop, has_tls=True)
+        connection.arrival = arrival = Arrival()
+        self._arriving.add(arrival)
         return connection
 
     def add(self, connection: Connection) -> None:

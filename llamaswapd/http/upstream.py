@@ -23,6 +23,7 @@ from llamaswapd.http.wire import (
     Templates,
     UntilClose,
     framing_of,
+    number,
     parse_head,
 )  # fmt: skip
 
@@ -75,21 +76,16 @@ class AnswerSink(Protocol):
         """The server takes no more of the request for now, or takes it again."""
 
 
-READ_BYTES = 64 * 1024
-_read_buffer = memoryview(bytearray(READ_BYTES))
 _templates = Templates(parse_head)
 
 
-class Upstream(Link, asyncio.BufferedProtocol):
+class Upstream(Link, asyncio.Protocol):
     """One connection to a model's server.
 
         upstream.send(sink, head, is_head=False, complete=True)
 
     starts an exchange; the sink hears the rest. Afterwards the connection goes back to its pool by itself, if it can be
     used again.
-
-    All share one read buffer: a loop fills it and calls `buffer_updated` in one go, so it never holds the bytes of two.
-    A client that is slow to read holds up no more than one buffer's worth.
     """
 
     __slots__ = (
@@ -183,11 +179,7 @@ class Upstream(Link, asyncio.BufferedProtocol):
             self._is_paused = False
             self.transport.resume_reading()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        data = _read_buffer[:nbytes].tobytes()
+    def data_received(self, data: bytes) -> None:
         self._received = True
         try:
             if self._framing is None:
@@ -213,7 +205,7 @@ class Upstream(Link, asyncio.BufferedProtocol):
             pool.last_shape = shape if shape.is_reusable and shape.status != SWITCHING_PROTOCOLS else None
             self._head = b""
         self.awaiting_since = None
-        if shape.is_counted and self._takes_whole and int(digits) == len(data):
+        if shape.is_counted and self._takes_whole and number(digits) == len(data):
             now = time.monotonic()
             self._sink = None
             self._upgrades = False

@@ -22,6 +22,8 @@ OK = 200
 NO_CONTENT = 204
 NO_HEAD = b"\0"  # nothing begins so
 LINE_LIMIT = 4 * 1024  # bytes of a chunk's size line with its extensions
+SIZE_DIGITS = 8  # of a chunk that is passed over at once
+CR, LF = 13, 10
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n\0]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*+)")
@@ -87,8 +89,9 @@ class Template:
         """Return the digits (b"" if it has none) if `data` begins with such a head, else None."""
         if not data.startswith(self.before):
             return None
-        digits = data[self._start : self._end]  # most are as many as the last ones
-        if digits.isdigit() and data.startswith(self.behind, self._end):
+        end, behind = self._end, self.behind
+        digits = data[self._start : end]  # most are as many as the last ones
+        if number(digits) >= 0 and data[end : end + len(behind)] == behind:
             return digits
         if not self.has_length:
             return b""
@@ -97,10 +100,21 @@ class Template:
         if end < 0:
             return None
         digits = data[start:end]
-        if not digits.isdigit() or not data.startswith(self.behind, end):
+        if number(digits) < 0 or data[end : end + len(behind)] != behind:
             return None
         self._end = end
         return digits
+
+
+def number(digits: bytes) -> int:
+    """Return what decimal digits say, -1 if there are none or others. Compiled, a fifth of what `int` takes."""
+    found = 0 if digits else -1
+    for at in range(len(digits)):
+        value = digits[at] - 48
+        if value < 0 or value > 9:
+            return -1
+        found = found * 10 + value
+    return found
 
 
 def find_length(head: bytes) -> tuple[int, int]:
@@ -125,6 +139,7 @@ class Templates(Generic[T]):
     def __init__(self, read: Callable[[bytes], tuple[T, bytes] | None]) -> None:
         self._read = read
         self._kept: dict[tuple[bytes, bytes], T] = {}
+        self.last: T | None = None  # the one that came last, for whoever has none of his own yet
 
     def read(self, head: bytes) -> tuple[T, bytes] | None:
         """Return what a head says, with its blank line, and the digits of its length; None as `read` returns it."""
@@ -317,14 +332,17 @@ class Chunked:
     def _take_whole_chunks(data: bytes, size: int) -> int:
         """Pass over the chunks that begin with `data` and are all there, as most tokens are; what is odd is left."""
         at = 0
-        while (end := data.find(b"\r\n", at, at + 10)) > 0:
-            length = _chunk_size(data[at:end])
-            behind = end + length + 4
-            if not length or data[behind - 2 : behind] != b"\r\n":
+        while at < size:
+            length, line_end = 0, at
+            while line_end < min(size, at + SIZE_DIGITS) and (digit := _hex_digit(data[line_end])) >= 0:
+                length = length * 16 + digit
+                line_end += 1
+            behind = line_end + length + 4
+            if not length or behind > size:
+                break
+            if data[line_end] != CR or data[line_end + 1] != LF or data[behind - 2] != CR or data[behind - 1] != LF:
                 break
             at = behind
-            if at == size:
-                break
         return at
 
     @staticmethod
@@ -351,6 +369,14 @@ class Chunked:
 
 
 _SIZE, _AFTER_DATA, _TRAILER = "size", "after data", "trailer"
+
+
+def _hex_digit(character: int) -> int:
+    """Return what a character stands for in a number, -1 if nothing. Compiled, next to nothing."""
+    if 48 <= character <= 57:
+        return character - 48
+    letter = character | 32
+    return letter - 87 if 97 <= letter <= 102 else -1
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,6 @@ from differential import mutated, read_answer, some_answer
 
 from llamaswapd.config.schema import Timeouts
 from llamaswapd.errors import UpstreamError
-from llamaswapd.http import upstream as module
 from llamaswapd.http.upstream import Origin, OriginPool, Upstream
 from llamaswapd.http.wire import Framing, Shape
 
@@ -75,8 +74,7 @@ def passed_on(pool: OriginPool, method: str, pieces: list[bytes], at_end: bool) 
     for piece in pieces:
         if link.transport.is_closing():
             break
-        module._read_buffer[: len(piece)] = piece
-        link.buffer_updated(len(piece))
+        link.data_received(piece)
     if at_end and not sink.has_ended and sink.error is None:
         link.eof_received()
         link.connection_lost(None)

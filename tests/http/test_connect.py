@@ -32,7 +32,9 @@ async def test_a_server_that_takes_no_connections_is_an_error_in_time() -> None:
 
 
 @pytest.mark.parametrize("period_s", [0, 7])
-async def test_the_kernel_looks_whether_the_server_is_still_there(period_s: int) -> None:
+async def test_the_kernel_looks_whether_the_server_is_still_there(
+    period_s: int,
+) -> None:
     server = FakeModel(fixed(OK))
     await server.start()
     upstream = await connect(OriginPool(Origin("127.0.0.1", server.port, False), LIMITS.having(keepalive=period_s)))
@@ -40,6 +42,17 @@ async def test_the_kernel_looks_whether_the_server_is_still_there(period_s: int)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
     assert idle_s == (period_s or int(Path("/proc/sys/net/ipv4/tcp_keepalive_time").read_text()))
+    upstream.abort()
+    await server.close()
+
+
+async def test_the_kernel_holds_little_of_what_a_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect_module, "RECEIVE_BYTES", 20_000)  # no kernel's default
+    server = FakeModel(fixed(OK))
+    await server.start()
+    upstream = await connect(OriginPool(Origin("127.0.0.1", server.port, False), LIMITS))
+    sock = upstream.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 40_000
     upstream.abort()
     await server.close()
 

@@ -12,8 +12,8 @@ from standins import Client, House
 from ways import close_express
 
 from llamaswapd.http import body as body_module
-from llamaswapd.http import upstream as upstream_module
 from llamaswapd.http.awaited import Awaited
+from llamaswapd.http.connect import RECEIVE_BYTES
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = CHUNKED + b'5;x="y"\r\nhello\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n'
@@ -231,7 +231,7 @@ async def test_many_clients_that_do_not_read_cost_a_bounded_buffer_each() -> Non
         connections = it.front._site.connections  # type: ignore[union-attr]
         await until(lambda: len(connections) == 50 and not any(each.is_writable for each in connections))
         buffers = [each.transport.get_write_buffer_size() for each in connections]
-        assert max(buffers) <= 64 * 1024 + 2 * upstream_module.READ_BYTES  # its mark, and what came at once above it
+        assert max(buffers) <= 64 * 1024 + 2 * RECEIVE_BYTES  # its mark, and what came at once above it
 
 
 async def test_a_model_that_does_not_read_stops_the_client_from_sending() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from llamaswapd.http import wire
@@ -154,6 +156,34 @@ def test_between_chunks_is_only_where_a_chunk_could_begin() -> None:
 def test_broken_chunks_are_refused(body: bytes) -> None:
     with pytest.raises(Malformed):
         Chunked().take(body)
+
+
+def taken(body: bytes, content: list[bytes] | None) -> tuple[int, bool] | str:
+    framing = Chunked()
+    try:
+        return framing.take(body, content), framing.ended
+    except Malformed as error:
+        return str(error)
+
+
+def test_whole_chunks_are_passed_over_as_they_are_read() -> None:
+    """Where nobody asks for the content, the chunks that are all there are not taken apart."""
+    chance = random.Random(5)
+    for _ in range(20_000):
+        sizes = [chance.choice([1, 2, 9, 10, 15, 16, 31, 200]) for _ in range(chance.randrange(4))]
+        spelled = [chance.choice([b"%x", b"%X", b"00%x", b"0000000%x", b"%x;a=b", b"%x "]) % size for size in sizes]
+        chunks = [b"%b\r\n%b\r\n" % (size, b"x" * n) for size, n in zip(spelled, sizes, strict=True)]
+        body = b"".join(chunks) + chance.choice([b"", b"0\r\n\r\n", b"0\r\n\r\nmore", b"1", b"1\r", b"1\r\n"])
+        at = chance.randrange(len(body) + 1)
+        damage = chance.choice(
+            [b"", b"\r", b"\n", b"g", b"G", b"f", b"/", b":", b"@", b"`", b"0", b"-", b"\x16", b"\xff"]
+        )
+        body = body[:at] + damage + body[at + chance.randrange(2) :]
+        assert taken(body, None) == taken(body, []), body
+    for digit in range(256):
+        for size in range(17):
+            body = b"%c\r\n%b\r\n" % (digit, b"x" * size)
+            assert taken(body, None) == taken(body, []), body
 
 
 def test_size_lines_and_trailers_are_bounded() -> None:
