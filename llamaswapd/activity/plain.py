@@ -80,7 +80,6 @@ class Bunch:
         """Return one of them, what was sent and what was answered."""
         record = self._records[id_ - self.first_id]
         end = len(self._bodies) if id_ == self.last_id else self._records[id_ - self.first_id + 1].request_at
-        request = (
-            self._bodies[record.request_at : record.response_at] or None
-        )  # a plain one has a body: it names a model
+        # A plain request has a body, which names its model; none was kept if there is none.
+        request = self._bodies[record.request_at : record.response_at] or None
         return record, request, self._bodies[record.response_at : end]
