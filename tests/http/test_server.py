@@ -242,7 +242,8 @@ async def test_what_is_read_ahead_is_bounded_whatever_aiohttp_pauses_and_resumes
             client.writer.write(chat() * 500)
         await until(lambda: connection.is_paused)
         await asyncio.sleep(0.1)
-        assert len(connection._ahead) <= AHEAD_LIMIT + READ_BYTES
+        # aiohttp resumes once when it has given away what it held of the body, and one more piece comes.
+        assert len(connection._ahead) <= AHEAD_LIMIT + 2 * READ_BYTES
         it.engine.ready.set()
         for _ in range(3):
             assert (await client.answer()).body == b"ok"
