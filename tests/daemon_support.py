@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -326,11 +327,15 @@ def clear_away(folder: Path) -> None:
 
 
 def free_ports() -> int:
-    """Return the first of some ports in a row that nobody listens on, below those the kernel gives out."""
-    while True:
-        first = random.randrange(10000, 32000, PORTS_PER_DAEMON)
-        if all(can_listen(port) for port in range(first, first + PORTS_PER_DAEMON)):
-            return first
+    """Return the first of some ports in a row that nobody listens on, below those the kernel gives out.
+
+    Others than before: whoever got those may not listen yet.
+    """
+    return next(first for first in _rows if all(can_listen(port) for port in range(first, first + PORTS_PER_DAEMON)))
+
+
+_ROWS = range(10000, 32000, PORTS_PER_DAEMON)
+_rows = itertools.cycle(random.sample(_ROWS, len(_ROWS)))
 
 
 def can_listen(port: int) -> bool:
