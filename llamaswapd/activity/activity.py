@@ -27,7 +27,7 @@ from llamaswapd.errors import NotFound
 from llamaswapd.observe.batch import Batch
 from llamaswapd.observe.feed import Event, Feed
 
-BATCH = 256  # requests at once: what that costs delays one request in as many
+BATCH = 512  # requests at once: what that costs delays one request in as many
 AT_ONCE_S = 0.001  # how long a part of a batch may take: hundreds of streams may end together
 SPREAD_S = 0.005  # from one part to the next, if no more are waiting than make a batch
 DELAY_S = 0.05  # how late a row may be

@@ -12,7 +12,7 @@ from llamaswapd.observe.batch import Batch
 from llamaswapd.observe.feed import Feed, Subscription
 
 HISTORY_BYTES = 100 * 1024  # of each log, as llama-swap keeps
-ACCESS_LINES = 256  # of the access log at once: what that costs delays one request in as many
+ACCESS_LINES = 512  # of the access log at once: what that costs delays one request in as many
 ACCESS_DELAY_S = 0.05  # how late a line may be
 
 log = logging.getLogger(__name__)
