@@ -62,6 +62,9 @@ MODEL_FIRST = re.compile(
 OBJECT = re.compile(rb"[\x00-\x20\xef\xbb\xbf]*+\{")
 LIST_MEMBER = re.compile(rf"{_BLANKS}({_STRING}){_BLANKS}:{_BLANKS}\[".encode(), re.DOTALL)
 NEXT_MEMBER = re.compile(rf"\]{_BLANKS},(?={_BLANKS}\")".encode())  # behind a list that is a member of an object
+# The last bytes of a piece, if that may match with the next one.
+BEGUN_BYTES = 64
+BEGUN = re.compile(rf"(?:\A|.*\]){_BLANKS},?{_BLANKS}\Z".encode(), re.DOTALL)
 QUICK_MEMBER_BYTES = 64 * 1024  # longer members, and more behind a list, are left to the scanner
 GUESSES = 16  # how many ends of lists are tried
 # How many members are read before such a list, and behind all of them: what is not found soon is not found quickly.
@@ -86,22 +89,24 @@ def beginning(text: bytes) -> bytes:
     return text[: (blanks or match).end() + 1]
 
 
-def quick_model(text: bytes) -> str | None:
-    """Return the first top-level `model` of a whole text if it is found without a look at every byte.
+def quick_model(*text: bytes | bytearray) -> str | None:
+    """Return the first top-level `model` of a whole text, in pieces, if it is found without a look at every byte.
 
     None says nothing; what is returned for valid JSON is what the scanner would find. Clients put the model behind
     `messages`, megabytes perhaps. Of such a list only the end is looked for: a `]` that has a key behind it ends the
     list if what follows are members up to the brace that ends the text, since a bracket further in has other braces
     behind it before that one.
     """
-    if match := MODEL_FIRST.match(text):
+    pieces = _apart_where_nothing_is(text) if len(text) > 1 else text
+    first = pieces[0]
+    if match := MODEL_FIRST.match(first):
         return match[1].decode("utf-8", "replace")
-    start = OBJECT.match(text)
+    start = OBJECT.match(first)
     if start is None:
         return None
     at, members = start.end(), QUICK_MEMBERS
-    while (in_list := LIST_MEMBER.match(text, at)) is None:
-        member = MEMBER.match(text, at, at + QUICK_MEMBER_BYTES)
+    while (in_list := LIST_MEMBER.match(first, at)) is None:
+        member = MEMBER.match(first, at, at + QUICK_MEMBER_BYTES)
         members -= 1
         if member is None or not members:
             return None
@@ -112,18 +117,44 @@ def quick_model(text: bytes) -> str | None:
         at = member.end()
     if _is_model(in_list[1]):
         return None
-    at, members = in_list.end(), QUICK_MEMBERS
-    for _ in range(GUESSES):
-        at = _next_member(text, at)
-        if at < 0:
-            return None
-        ends_well, found, members = _model_until_end(text, at, members)
-        if ends_well is not False:
-            return found
+    at, members, guesses = in_list.end(), QUICK_MEMBERS, GUESSES
+    for number, piece in enumerate(pieces):
+        while guesses and (at := _next_member(piece, at)) >= 0:
+            rest, is_all = _rest(pieces, number, at)
+            ends_well, found, members = _model_until_end(rest, is_all, members)
+            if ends_well is not False:
+                return found
+            guesses -= 1
+        at = 0
     return None
 
 
-def _next_member(text: bytes, at: int) -> int:
+def _apart_where_nothing_is(pieces: Sequence[bytes | bytearray]) -> Sequence[bytes | bytearray]:
+    """Put pieces together that are short, or between which there may be the end of a list."""
+    apart, grown = [pieces[0]], None
+    for piece in pieces[1:]:
+        last = apart[-1]
+        if len(last) >= QUICK_MEMBER_BYTES and not BEGUN.match(last[-BEGUN_BYTES:]):
+            apart.append(piece)
+            grown = None
+            continue
+        if grown is None:  # what came is not ours to change
+            apart[-1] = grown = bytearray(last)
+        grown += piece
+    return apart
+
+
+def _rest(pieces: Sequence[bytes | bytearray], number: int, at: int) -> tuple[bytes | bytearray, bool]:
+    """Return so much text as is read behind a list, from a place in a piece on; and whether that is all."""
+    rest = pieces[number][at : at + QUICK_MEMBER_BYTES]
+    for piece in pieces[number + 1 :]:
+        if len(rest) == QUICK_MEMBER_BYTES:
+            break
+        rest += piece[: QUICK_MEMBER_BYTES - len(rest)]
+    return rest, len(rest) == sum(map(len, pieces[number:])) - at
+
+
+def _next_member(text: bytes | bytearray, at: int) -> int:
     """Return where a member of an object begins that follows a list; -1 if that is nowhere."""
     for _ in range(1000):  # finding single bytes is many times faster than matching, unless there are many
         at = text.find(b"]", at)
@@ -136,25 +167,26 @@ def _next_member(text: bytes, at: int) -> int:
     return match.end() if match else -1
 
 
-def _model_until_end(text: bytes, at: int, most: int) -> tuple[bool | None, str | None, int]:
-    """Read members, `most` of them and not much text.
+def _model_until_end(text: bytes | bytearray, is_all: bool, most: int) -> tuple[bool | None, str | None, int]:
+    """Read members, `most` of them. `is_all`: nothing comes behind the text.
 
-    Return whether their object ends with the text (None: that cannot be told), the first model, and what is left of
-    `most`.
+    Return whether their object ends with all of the text (None: that cannot be told), the first model, and what is
+    left of `most`.
     """
-    found, is_found, end = None, False, at + QUICK_MEMBER_BYTES
-    while most and (member := MEMBER.match(text, at, end)):
+    found, is_found, at = None, False, 0
+    while most and (member := MEMBER.match(text, at)):
         most -= 1
         if not is_found and _is_model(member[1]):
             found, is_found = _plain(member[2]), True
         at = member.end()
         if member[3] != b",":
-            ends_well = _end(BLANKS, text, at) == len(text)
-            return ends_well, found if ends_well else None, most
+            if _end(BLANKS, text, at) < len(text):
+                return False, None, most
+            return (True, found, most) if is_all else (None, None, most)
     return None, None, most
 
 
-def _is_model(key: bytes) -> bool:
+def _is_model(key: bytes | bytearray) -> bool:
     return key == b'"model"' or (b"\\" in key and _unquoted(key[1:-1]) == "model")
 
 
@@ -447,7 +479,7 @@ def _dumped(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace")
 
 
-def _plain(value: bytes) -> str | None:
+def _plain(value: bytes | bytearray) -> str | None:
     """Return the content of a string, the text of a number or boolean, else None."""
     if value.startswith(b'"'):
         return _unquoted(value[1:-1])
@@ -456,7 +488,7 @@ def _plain(value: bytes) -> str | None:
     return None
 
 
-def _unquoted(raw: bytes) -> str | None:
+def _unquoted(raw: bytes | bytearray) -> str | None:
     """Return what stands between the quotes of a string, None if it is too long or its escapes are wrong."""
     if len(raw) > TEXT_LIMIT_BYTES:
         return None
@@ -478,7 +510,7 @@ def _string_end(text: bytes, at: int) -> int:
     return end if text.find(b"\\", at, end) < 0 else _end(STRING_REST, text, at)
 
 
-def _end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:
+def _end(pattern: re.Pattern[bytes], text: bytes | bytearray, at: int) -> int:
     match = pattern.match(text, at)
     assert match is not None  # every pattern here matches the empty text
     return match.end()

@@ -248,8 +248,11 @@ class Exchange(Relay):
         if self._form is not None:
             name = self._form.name
         elif not self._left:
-            text = self._text if self._pieces is None else self._held()
-            name = self._route.model_of(text) or _scanned_model(text)
+            if self._pieces is not None and self._length > EDIT_LIMIT:  # not put together, if that can be spared
+                name = jsontext.quick_model(*self._pieces)
+            else:
+                text = self._text if self._pieces is None else self._held()
+                name = self._route.model_of(text) or _scanned_model(text)
         elif self._pieces is None or self._length - self._left <= BEGINNING_BYTES:  # the first piece, or short ones
             name = jsontext.first_model(self._held())
         else:
@@ -353,14 +356,17 @@ class Exchange(Relay):
 
     def _send_in_pieces(self, upstream: Upstream) -> None:
         self._phase = ANSWER
-        route, text, budget = self._route, self._held(), self._express.recorder.budget
+        route, budget = self._route, self._express.recorder.budget
+        pieces = self._pieces if self._pieces is not None else [self._text]
         if route.keeps_request and budget.has_room_for(self._length):
-            self.request_kept = KeptRequest(budget)
-            self.request_kept.add(text)  # as it is: nothing more is added to it
+            self.request_kept = kept = KeptRequest(budget)
+            for piece in pieces:  # as they are: nothing more is added to them
+                kept.add(piece)
         self._start = start = route.start(self._prefix, self.peer_ip)
         self.begin(upstream, b"%b%b\r\n\r\n" % (start.head, self._digits), complete=False)
-        upstream.write(text)
-        self._text = b""
+        for piece in pieces:
+            upstream.write(piece)
+        self._text, self._pieces = b"", None
         self._body_went_on(upstream)
 
     def _body_went_on(self, upstream: Upstream) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -135,6 +137,41 @@ def test_what_is_found_quickly_is_what_a_full_parse_finds(text: str) -> None:
     assert all(first_model(body[:size]) in (None, expected) for size in range(min(len(body), 40)))
 
 
+@pytest.mark.timeout(300)
+@settings(max_examples=1500, deadline=None)
+@given(
+    texts(st.lists(st.tuples(NAMES, VALUES | st.lists(OBJECTS, max_size=4)), max_size=6).map(Pairs)),
+    st.integers(1, 20),
+    st.integers(0, 2**16),
+)
+def test_and_the_same_where_the_text_comes_in_pieces(text: str, longest: int, chance: int) -> None:
+    body = text.encode("utf-8", "replace")
+    expected = first_members(body.decode())[0]
+    for size in (1, 16, 64):
+        pieces = cut_at_random(body, longest, chance)
+        with quick_member_bytes(size):
+            assert quick_model(*pieces) in (None, expected)
+        assert b"".join(pieces) == body
+
+
+def cut_at_random(body: bytes, longest: int, chance: int) -> list[bytes | bytearray]:
+    choose, pieces, at = random.Random(chance), list[bytes | bytearray](), 0
+    while at < len(body) or not pieces:
+        piece = body[at : at + choose.randint(1, longest)]
+        pieces.append(bytearray(piece) if choose.random() < 0.3 else piece)
+        at += len(piece)
+    return pieces
+
+
+@contextmanager
+def quick_member_bytes(size: int) -> Iterator[None]:
+    before, jsontext.QUICK_MEMBER_BYTES = jsontext.QUICK_MEMBER_BYTES, size
+    try:
+        yield
+    finally:
+        jsontext.QUICK_MEMBER_BYTES = before
+
+
 @pytest.mark.parametrize(
     ("body", "begun"),
     [
@@ -185,6 +222,29 @@ MESSAGES = b'{"messages":[{"content":[1],"model":"no","role":"]"},{"content":"],
 )
 def test_the_end_of_a_list_is_told_from_what_looks_like_it(body: bytes, found: str | None) -> None:
     assert quick_model(body) == found
+    assert all(quick_model(body[:at], bytearray(body[at:])) == found for at in range(len(body)))
+
+
+BEFORE = b'{"messages":["%b"' % (b"x" * 100)
+BEHIND = b' ] , "model":"m" , "n":[1] , "model" : "no" } '
+
+
+@pytest.mark.parametrize("at", range(len(BEHIND)))
+def test_the_end_of_a_list_is_found_between_two_pieces(at: int) -> None:
+    with quick_member_bytes(50):
+        assert quick_model(BEFORE, BEHIND[:at], BEHIND[at:]) == "m"
+        assert quick_model(BEFORE[:9], BEFORE[9:], BEHIND[:at], BEHIND[at:]) == "m"
+        assert quick_model(BEFORE + BEHIND[:at], BEHIND[at:]) == "m"
+        assert quick_model(BEFORE, BEHIND[:at] + b" " * 200 + BEHIND[at:]) in (None, "m")
+        assert quick_model(BEFORE, BEHIND[:at], b" " * 200, BEHIND[at:]) in (None, "m")
+
+
+def test_what_stands_far_from_the_end_is_not_taken_for_it() -> None:
+    with quick_member_bytes(50):
+        pieces = (BEFORE, b'],"model":"m","tools":[', b'"x",' * 20, b'""],"model":"no"}')
+        assert quick_model(*pieces) is None
+        assert quick_model(BEFORE, b'],"model":"m"}', b" " * 60) is None  # nor is it known what comes behind
+        assert quick_model(BEFORE, b'],"model":"m"}', b" " * 20) == "m"
 
 
 @settings(max_examples=500, deadline=None)

@@ -335,7 +335,7 @@ async def test_a_long_body_without_a_model_in_sight_is_handed_over(
 
 @pytest.mark.parametrize("model_last", [False, True])
 @pytest.mark.parametrize("size", [100_000, 3_000_000, 12_000_000])
-async def test_a_large_body_arrives_as_it_was_sent(size: int, model_last: bool) -> None:
+async def test_a_large_body_arrives_as_it_was_sent(size: int, model_last: bool, ways: Ways) -> None:
     pad = b'"pad":"' + bytes(97 + n % 26 for n in range(1000)) * (size // 1000) + b'"'
     body = b'{"list":[{' + pad + b'}],"model":"m"}' if model_last else b'{"model":"m",' + pad + b"}"
     async with house_of(fixed(OK)) as (it, server):
@@ -344,6 +344,7 @@ async def test_a_large_body_arrives_as_it_was_sent(size: int, model_last: bool) 
             client.writer.write(request(body))
             assert await answer_of(client) == OK
         assert [call.body == body for call in server.calls] == [True, True]
+    assert (ways.handed_over + ways.given > 0) == (model_last and size > express.HOLD_LIMIT)
 
 
 async def test_a_body_in_pieces_of_any_size_is_held_in_its_length_and_sent_whole() -> None:

@@ -43,6 +43,18 @@ async def test_the_capture_of_a_loading_stream_that_failed_has_no_framing() -> N
         assert base64.b64decode(said).startswith(b"data:")
 
 
+async def test_the_capture_of_a_request_that_was_held_in_pieces_is_whole() -> None:
+    body = b'{"messages":["' + bytes(97 + n % 26 for n in range(700_000)) + b'"],"model":"m"}'
+    async with house_of(fixed(OK), {"capture_buffer": 1}) as (it, _):
+        client = await it.connect()
+        client.writer.write(chat(body))
+        assert (await client.answer()).status == 200
+        await until(lambda: len(it.activity.ended) == 1)
+        said = (await it.activity.capture(1))["req_body"]
+        assert isinstance(said, str)
+        assert base64.b64decode(said) == body
+
+
 async def test_a_request_from_before_captures_were_wanted_has_no_body() -> None:
     may_answer = asyncio.Event()
 
