@@ -1,13 +1,17 @@
-"""What `pyproject.toml` cannot say: with `LLAMASWAPD_COMPILE=1`, the modules of `llamaswapd/compiled.py` are compiled.
+"""What `pyproject.toml` cannot say: the modules of `llamaswapd/compiled.py` are compiled where that can be done.
 
-That takes mypy, a C compiler and Python's header files, and a minute or two. Without the variable nothing is compiled,
-and the package is the same for all machines.
+It takes a C compiler, Python's header files, mypy, which pip fetches for as long as it builds, and a minute or two.
+Where one of them is missing or fails, the package is of sources alone, which do the same. `LLAMASWAPD_COMPILE=1` makes
+an error of that; with `0` nothing is compiled, and the package is the same for all machines.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +19,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
+SWITCH = "LLAMASWAPD_COMPILE"
 OLDEST_MYPY = "1.15"  # that of Debian 13; nobody has looked at what older ones make
+TRIED_MYPY = "2.4"  # for whoever has none
+LAST_PYTHON = (3, 14)  # that it was tried with
 BYTES_ADDED = "CPyBytes_Concat("  # in generated code
 
 sys.path.insert(0, str(HERE))
@@ -26,22 +33,34 @@ class Build(build_ext):
     """Compiles, and notes what; while it does, nothing counts as compiled."""
 
     def run(self) -> None:
+        if self.inplace and compiled.is_current():
+            return
         folder = (HERE if self.inplace else Path(self.build_lib)) / compiled.PACKAGE.name
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / compiled.NOTE
         for old in (note, *folder.rglob("*.so")):  # of modules, too, that are not compiled any more
             old.unlink(missing_ok=True)
         state = compiled.fingerprint(compiled.PACKAGE)
-        # Not before: setuptools runs this file several times, to ask for names and versions.
-        self.distribution.ext_modules = extensions()
-        command = build_ext(self.distribution)
-        command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
-        command.ensure_finalized()
-        command.run()
-        note.write_text(state)
+        try:
+            # Not before: setuptools runs this file several times, to ask for names and versions.
+            self.distribution.ext_modules = extensions()
+            command = build_ext(self.distribution)
+            command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
+            command.ensure_finalized()
+            command.run()
+        except (Exception, SystemExit) as error:  # of mypy, or of the C compiler
+            if wish == "1":
+                raise
+            for made in folder.rglob("*.so"):
+                made.unlink()
+            self.extensions = []
+            say(str(error))
+        else:
+            note.write_text(state)
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(Path(self.build_lib, compiled.PACKAGE.name, compiled.NOTE))]
+        note = Path(self.build_lib, compiled.PACKAGE.name, compiled.NOTE)
+        return [*super().get_outputs(), *([str(note)] if self.extensions else [])]
 
 
 def extensions() -> list[Extension]:
@@ -64,13 +83,36 @@ def extensions() -> list[Extension]:
     return made
 
 
+def lacking() -> str:
+    """Return what this machine lacks for compiling, in words; nothing if it can be tried."""
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "ordinary CPython"
+    if sys.version_info[:2] > LAST_PYTHON:
+        return "Python {}.{} or earlier".format(*LAST_PYTHON)
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if shutil.which(compiler) is None:
+        return f"C compiler ({compiler})"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if header.exists() else str(header)
+
+
+def say(what: str) -> None:
+    print(f"llamaswapd's sources are used, not compiled: {what}", file=sys.stderr)
+
+
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in version.split(".")[:2]]
 
 
-if os.environ.get("LLAMASWAPD_COMPILE") == "1":
-    named = [Extension(f"{compiled.PACKAGE.name}.{module}", []) for module in compiled.MODULES]
-    needed = [] if find_spec("mypyc") else [f"mypy>={OLDEST_MYPY}"]  # which pip asks for first
-    setup(ext_modules=named, cmdclass={"build_ext": Build}, setup_requires=needed)
-else:
+wish = os.environ.get(SWITCH, "")
+if wish not in ("", "0", "1"):
+    sys.exit(f"{SWITCH}={wish}: 1 compiles or fails, 0 does not compile, without it what can be compiled is")
+missing = lacking() if wish == "" else ""
+if wish == "0" or missing:
+    if missing:
+        say(f"no {missing}")
     setup()
+else:
+    named = [Extension(f"{compiled.PACKAGE.name}.{module}", []) for module in compiled.MODULES]
+    needed = [] if find_spec("mypyc") else [f"mypy=={TRIED_MYPY}.*"]  # which pip asks for first
+    setup(ext_modules=named, cmdclass={"build_ext": Build}, setup_requires=needed)

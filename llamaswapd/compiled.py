@@ -1,7 +1,7 @@
 """The modules that every request goes through can be compiled: a third of the instructions in user space.
 
-`setup.py` has mypyc make extension modules of them if `LLAMASWAPD_COMPILE=1`, which are put beside the sources; Python
-prefers an extension module to a source of the same name. So that nobody changes a source and wonders that nothing
+`setup.py` has mypyc make extension modules of them where it can, which are put beside the sources; Python prefers an
+extension module to a source of the same name. So that nobody changes a source and wonders that nothing
 happens, the build notes what it has read, and the sources are used if they say something else by now. They are used,
 too, by a Python that the extension modules are not for, and if `LLAMASWAPD_COMPILED=0`.
 
@@ -52,14 +52,22 @@ def state() -> str:
         return "not compiled for this version of Python"
     if os.environ.get(SWITCH) == "0":
         return f"not compiled, as {SWITCH}=0 has it"
-    return "compiled" if _are_current() else "not compiled since a source was changed"
+    return "compiled" if is_current() else "not compiled since a source was changed"
+
+
+def is_current() -> bool:
+    """Return whether there are extension modules for this Python, made of the sources as they are now."""
+    try:
+        return _are_there() and (PACKAGE / NOTE).read_text() == fingerprint(PACKAGE)
+    except OSError:
+        return False
 
 
 def prepare() -> None:
     """Have Python import the sources, unless what has been compiled is the same. Before any of them is imported."""
     if not _are_there():
         return
-    if os.environ.get(SWITCH) == "0" or not _are_current():
+    if os.environ.get(SWITCH) == "0" or not is_current():
         sys.meta_path.insert(0, _Sources())
     else:
         sys.meta_path.append(_Library())
@@ -69,13 +77,6 @@ def _are_there() -> bool:
     """Return whether there are extension modules that Python would prefer."""
     first = PACKAGE / source(MODULES[0])
     return any(first.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIXES)
-
-
-def _are_current() -> bool:
-    try:
-        return (PACKAGE / NOTE).read_text() == fingerprint(PACKAGE)
-    except OSError:
-        return False
 
 
 class _Sources:

@@ -95,6 +95,88 @@ def test_a_package_that_is_not_compiled_is_looked_through_by_nobody(package: Pat
     assert "_Sources" not in finders
 
 
+# ---- what is compiled, and when
+
+
+@pytest.fixture
+def checkout(package: Path) -> Path:
+    """What is needed to compile, around a package that is not."""
+    for path in (*package.rglob("*.so"), package / compiled.NOTE):
+        path.unlink()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(compiled.PACKAGE.parent / name, package.parent)
+    return package.parent
+
+
+def compile_in(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in (compiled.SWITCH, "CC")}
+    return subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        capture_output=True,
+        text=True,
+        cwd=checkout,
+        env=environment | {"PYTHONDONTWRITEBYTECODE": "1"} | variables,
+    )
+
+
+def is_of_sources_alone(checkout: Path) -> bool:
+    return not list(checkout.rglob("*.so")) and not (checkout / "llamaswapd" / compiled.NOTE).exists()
+
+
+def old_mypy(folder: Path) -> str:
+    """Return the path of a mypy that is too old, so that compiling fails, and soon."""
+    for name, content in (("mypy/version.py", '__version__ = "1.14"'), ("mypyc/build.py", "mypycify = None")):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(content)
+        (folder / name).with_name("__init__.py").touch()
+    return str(folder)
+
+
+def test_without_a_compiler_the_sources_are_all(checkout: Path) -> None:
+    done = compile_in(checkout, CC="/missing/cc -pipe")
+    assert done.returncode == 0, done.stderr
+    assert "llamaswapd's sources are used, not compiled: no C compiler (/missing/cc)\n" in done.stderr
+    assert is_of_sources_alone(checkout)
+
+
+def test_what_cannot_be_compiled_after_all_is_left_to_the_sources(checkout: Path, tmp_path: Path) -> None:
+    wire = checkout / "llamaswapd/http/wire.cpython-311-x86_64-linux-gnu.so"
+    wire.touch()  # of an attempt that was interrupted
+    done = compile_in(checkout, CC="true", PYTHONPATH=old_mypy(tmp_path / "old"))
+    assert done.returncode == 0, done.stderr
+    assert "llamaswapd's sources are used, not compiled: mypy 1.14 is too old" in done.stderr
+    assert is_of_sources_alone(checkout)
+
+
+def test_who_insists_gets_an_error(checkout: Path, tmp_path: Path) -> None:
+    done = compile_in(checkout, CC="true", PYTHONPATH=old_mypy(tmp_path / "old"), LLAMASWAPD_COMPILE="1")
+    assert done.returncode != 0
+    assert "mypy 1.14 is too old to compile llamaswapd: take 1.15 or later, or do not compile" in done.stderr
+
+
+def test_nothing_is_compiled_for_who_does_not_want_it(checkout: Path, tmp_path: Path) -> None:
+    done = compile_in(checkout, CC="true", PYTHONPATH=old_mypy(tmp_path / "old"), LLAMASWAPD_COMPILE="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert is_of_sources_alone(checkout)
+
+
+def test_another_wish_is_refused(checkout: Path) -> None:
+    done = compile_in(checkout, LLAMASWAPD_COMPILE="yes")
+    assert done.returncode != 0
+    assert "LLAMASWAPD_COMPILE=yes: 1 compiles or fails, 0 does not compile, without it" in done.stderr
+
+
+def test_what_has_been_compiled_already_is_left_alone(checkout: Path, tmp_path: Path) -> None:
+    package = checkout / "llamaswapd"
+    made = [(package / compiled.source(module)).with_suffix(EXTENSION_SUFFIXES[0]) for module in compiled.MODULES]
+    for path in made:
+        path.write_bytes(b"compiled")
+    (package / compiled.NOTE).write_text(compiled.fingerprint(package))
+    done = compile_in(checkout, CC="true", PYTHONPATH=old_mypy(tmp_path / "old"), LLAMASWAPD_COMPILED="0")
+    assert done.returncode == 0, done.stderr
+    assert {path.read_bytes() for path in made} == {b"compiled"}
+
+
 # ---- what a module must keep to
 
 
