@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 
 import yaml
@@ -135,6 +136,8 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode) -> Scalar:
         origin, tag = self._origin(node), node.tag.removeprefix(_TAG)
+        if tag == "binary":
+            return text(_decoded(node), origin)
         kind, value = scalar_value(node.value)
         if tag == "float" and kind == "int":
             kind, value = "float", float(node.value)
@@ -179,6 +182,14 @@ class _Reader:
                 continue
             entries = {**merged.items, **entries}
         return entries
+
+
+def _decoded(node: yaml.ScalarNode) -> str:
+    try:
+        return b64decode("".join(node.value.split()), validate=True).decode()
+    except ValueError:
+        line = node.start_mark.line + 1
+        raise Malformed(f"yaml: line {line}: !!binary value contains invalid base64 data, or no text") from None
 
 
 _MERGE = "\0<<"  # in no YAML text, so it cannot clash with a quoted "<<"

@@ -60,6 +60,8 @@ def complaint(source: str) -> str:
         ("2024-13-02", "str", "2024-13-02"),
         ("!!str 5", "str", "5"),
         ("!!float 5", "float", 5.0),
+        ("!!binary aGVsbG8=", "str", "hello"),
+        ("!!binary |\n  aGVs\n  bG8=\n", "str", "hello"),
         ("!!int 5", "int", 5),
         ("!other 5", "str", "5"),
     ],
@@ -87,6 +89,11 @@ def test_merge_keys_bring_in_what_is_not_written() -> None:
     assert plain(node.items["c"]) == {"y": 0, "z": 2}
     assert plain(node.items["d"]) == {"x": 1, "y": 1, "z": 2, "w": 9}
     assert next(iter(node.items["d"].items)) in "xyz"  # at its place: before what follows it
+
+
+@pytest.mark.parametrize("written", ["aGVsbG8", "?", "/w=="])
+def test_what_is_no_text_in_base64_is_refused(written: str) -> None:
+    assert "yaml: line 2: !!binary value contains invalid base64 data" in complaint(f"a: 1\nb: !!binary '{written}'")
 
 
 def test_a_quoted_merge_key_is_an_ordinary_key() -> None:
