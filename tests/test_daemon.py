@@ -579,7 +579,7 @@ def test_an_unknown_flag_is_exit_status_2_with_the_usage(folder: Path) -> None:
     [
         ((), "", "at least one of -config or -config-dir must be provided"),
         (("-config", "c.yaml", "-tls-cert-file", "x"), "", "both -tls-cert-file and -tls-key-file must be provided"),
-        (("-config", "none.yaml"), "", "none.yaml: No such file"),
+        (("-config", "none.yaml"), "", "none.yaml: no such file"),
         (("-config", "c.yaml"), "models: {a: {cmd: 'x ${nope} ${PORT}'}}", "unknown macro '${nope}' found in a.cmd"),
         (("-config", "c.yaml"), "models: [", "c.yaml"),
         (("-config", "c.yaml", "-listen", "here"), "models: {}", '-listen "here" is not an address'),

@@ -5,6 +5,7 @@ The steps stand in `load` in their order; each is a pure function in a module of
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from llamaswapd.config.effective import effective
 from llamaswapd.config.fingerprint import fingerprint
 from llamaswapd.config.merge import merge
 from llamaswapd.config.prepare import prepare
-from llamaswapd.config.report import Report
+from llamaswapd.config.report import Report, reason
 from llamaswapd.config.schema import Config
 from llamaswapd.config.store import check_store
 from llamaswapd.config.tree import Map, is_null
@@ -80,7 +81,7 @@ def sources(files: Sequence[str | Path], config_dir: str | Path | None = None) -
     try:
         entries = sorted(Path(config_dir).iterdir())
     except OSError as error:
-        raise _unusable(f"-config-dir {config_dir}: {error.strerror}") from None
+        raise _unusable(f"-config-dir {config_dir}: open {config_dir}: {reason(error.errno)}") from None
     # Not path.is_dir(), which raises for some links; what cannot be looked at is said of by who reads it.
     found = [path for path in entries if path.name.endswith((".yml", ".yaml")) and not os.path.isdir(path)]
     for file in given:
@@ -103,7 +104,8 @@ def _parsed(
     try:
         source = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        report.error((), f"failed to read config {file}: {error.strerror}", file)
+        what = "read" if error.errno == errno.EISDIR else "open"
+        report.error((), f"failed to read config {file}: {what} {file}: {reason(error.errno)}", file)
         return None
     except UnicodeDecodeError as error:
         report.error((), f"failed to read config {file}: byte {error.start} is no UTF-8", file)

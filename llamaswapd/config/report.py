@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from llamaswapd.config.tree import Map, Node, Path, Seq, dotted
 from llamaswapd.errors import ConfigError, Problem
+
+
+def reason(error: int | None) -> str:
+    """Return what the system says of an error, by its number, beginning with a small letter as llama-swap has it."""
+    said = os.strerror(error or 0)
+    return said[0].lower() + said[1:]
 
 
 class Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from llamaswapd.config.report import Report
+from llamaswapd.config.report import Report, reason
 from llamaswapd.config.schema import Config
 
 
@@ -20,11 +20,11 @@ def check_store(config: Config, report: Report) -> None:
         if is_directory:
             problem = f"store.path: {path} is a directory, not a file"
         elif is_there and not os.access(path, os.W_OK):
-            problem = f"store.path: {path} is not writable: {os.strerror(errno.EACCES)}"
+            problem = f"store.path: {path} is not writable: {reason(errno.EACCES)}"
         elif not os.path.isdir(directory):
-            problem = f"store.path: directory {directory} is not writable: {os.strerror(errno.ENOENT)}; create it"
+            problem = f"store.path: directory {directory} is not writable: {reason(errno.ENOENT)}; create it"
         elif not is_there and not os.access(directory, os.W_OK):
-            problem = f"store.path: directory {directory} is not writable: {os.strerror(errno.EACCES)}"
+            problem = f"store.path: directory {directory} is not writable: {reason(errno.EACCES)}"
         else:
             return
     except ValueError as error:  # a NUL

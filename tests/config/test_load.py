@@ -37,9 +37,9 @@ def test_a_directory_is_read_by_file_name_after_the_file(tmp_path: Path) -> None
 
 
 def test_a_link_that_cannot_be_followed_is_left_to_whoever_reads_it(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").symlink_to("n" * 300)
-    assert sources([], tmp_path) == [tmp_path / "a.yaml"]
-    assert refusal([], tmp_path).endswith(f"failed to read config {tmp_path}/a.yaml: File name too long")
+    (file := tmp_path / "a.yaml").symlink_to("n" * 300)
+    assert sources([], tmp_path) == [file]
+    assert refusal([], tmp_path).endswith(f"failed to read config {file}: open {file}: file name too long")
 
 
 def test_something_must_be_given() -> None:
@@ -51,7 +51,8 @@ def test_an_empty_directory_is_no_source(tmp_path: Path) -> None:
 
 
 def test_a_directory_must_exist(tmp_path: Path) -> None:
-    assert refusal([], tmp_path / "none") == f"-config-dir {tmp_path / 'none'}: No such file or directory"
+    folder = tmp_path / "none"
+    assert refusal([], folder) == f"-config-dir {folder}: open {folder}: no such file or directory"
 
 
 def test_a_file_may_not_come_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +64,10 @@ def test_a_file_may_not_come_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"a: \xff")
-    text = refusal([tmp_path / "missing", tmp_path, tmp_path / "binary"])
-    assert f"failed to read config {tmp_path / 'missing'}: No such file or directory" in text
-    assert f"failed to read config {tmp_path}: Is a directory" in text
+    missing = tmp_path / "missing"
+    text = refusal([missing, tmp_path, tmp_path / "binary"])
+    assert f"failed to read config {missing}: open {missing}: no such file or directory" in text
+    assert f"failed to read config {tmp_path}: read {tmp_path}: is a directory" in text
     assert "byte 3 is no UTF-8" in text
 
 
@@ -207,7 +209,7 @@ def test_a_store_cannot_be_a_directory(complaints: Complain, tmp_path: Path) -> 
 def test_a_store_needs_its_directory(complaints: Complain, tmp_path: Path) -> None:
     found = store_problem(complaints, tmp_path / "none" / "activity.db")
     assert found.startswith("store.path: store.path: directory ")
-    assert "is not writable: No such file or directory" in found
+    assert "is not writable: no such file or directory" in found
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
