@@ -25,9 +25,7 @@ except ImportError:
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = "plain"  # no tag of YAML's: a scalar without quotes, whose kind its text decides
 
-# A few nested aliases can stand for billions of nodes; no real configuration comes near these.
-_MOST_NODES = 1_000_000
-_DEEPEST = 100
+_DEEPEST = 100  # no real configuration comes near this
 
 
 class Malformed(Exception):
@@ -110,11 +108,15 @@ class _Reader:
         self._file = file
         self._report = report
         self._open: set[int] = set()
-        self._count = 0
+        self._seen: set[int] = set()
+        self._count = self._copies = 0  # of nodes that were read, and of those that an alias brought
 
     def node(self, node: yaml.Node, path: Path) -> Node:
         self._count += 1
-        if self._count > _MOST_NODES:
+        if id(node) in self._seen:
+            self._copies += 1
+        self._seen.add(id(node))
+        if self._copies > 100 and self._copies > self._count * _share_of_copies(self._count):
             raise Malformed("yaml: document contains excessive aliasing")
         if len(self._open) > _DEEPEST:
             raise Malformed(f"yaml: line {node.start_mark.line + 1}: nested too deeply")
@@ -139,8 +141,8 @@ class _Reader:
         if tag == "binary":
             return text(_decoded(node), origin)
         kind, value = scalar_value(node.value)
-        if tag == "float" and kind == "int":
-            kind, value = "float", float(node.value)
+        if tag == "float" and isinstance(value, int) and kind == "int":
+            kind, value = "float", float(value)
         if tag not in (_PLAIN, kind):
             return text(node.value, origin)
         return Scalar(node.value, kind, value, origin)
@@ -190,6 +192,16 @@ def _decoded(node: yaml.ScalarNode) -> str:
     except ValueError:
         line = node.start_mark.line + 1
         raise Malformed(f"yaml: line {line}: !!binary value contains invalid base64 data, or no text") from None
+
+
+def _share_of_copies(count: int) -> float:
+    """Return how many of so many nodes may come of aliases, by yaml.v3's decode.go: of few all, of many a tenth.
+
+    A few aliases of aliases could stand for billions of nodes.
+    """
+    if count <= 1000:
+        return 1.0
+    return max(0.99 - 0.89 * max(count - 400_000, 0) / 3_600_000, 0.1)
 
 
 _MERGE = "\0<<"  # in no YAML text, so it cannot clash with a quoted "<<"

@@ -60,6 +60,8 @@ def complaint(source: str) -> str:
         ("2024-13-02", "str", "2024-13-02"),
         ("!!str 5", "str", "5"),
         ("!!float 5", "float", 5.0),
+        ("!!float 0x10", "float", 16.0),
+        ("!!float -0o17", "float", -15.0),
         ("!!binary aGVsbG8=", "str", "hello"),
         ("!!binary |\n  aGVs\n  bG8=\n", "str", "hello"),
         ("!!int 5", "int", 5),
@@ -154,10 +156,19 @@ def test_an_anchor_may_not_hold_itself() -> None:
     assert "contains itself" in complaint("a: &a [*a]")
 
 
-def test_aliases_may_not_multiply_without_bound() -> None:
+def test_aliases_may_not_multiply_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits: list[object] = []
+    visit = dialect._Reader.node
+    monkeypatch.setattr(dialect._Reader, "node", lambda *them: visits.append(0) or visit(*them))
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     assert "excessive aliasing" in complaint("\n".join(lines))
+    assert len(visits) < 2000  # not after seconds
+
+
+def test_aliases_may_stand_for_much_less_than_is_written() -> None:
+    lines = ["a: &a [x, x, x, x]", *(f"b{i}: [*a, y, y, y, y, y]" for i in range(1000))]
+    assert len(parse("\n".join(lines)).items) == 1001
 
 
 def test_nesting_has_a_bottom() -> None:

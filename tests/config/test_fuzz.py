@@ -1,7 +1,7 @@
 """Whatever stands in a file, it is loaded or refused with a reason; nothing else happens, and it ends.
 
 Valid configurations are made from the models of the schema, then damaged. LLAMASWAPD_TEST_FUZZ says how many; a failing
-one is shown with its seed, from which it can be made again.
+one is shown with its seed, from which it can be made again. LLAMASWAPD_TEST_SEED is the first one's, 0 if not set.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -42,6 +43,7 @@ from llamaswapd.config.schema import (
 from llamaswapd.errors import ConfigError
 
 COUNT = int(os.environ.get("LLAMASWAPD_TEST_FUZZ", "1000"))
+SEED = int(os.environ.get("LLAMASWAPD_TEST_SEED", "0"))
 
 NAMES = ["a", "b", "c", "org/d", "e:f", "b-variant", "p/x", "x", "y", "(default)", "comfyui_auto", "sel", "ä"]
 TEXTS = [
@@ -52,6 +54,20 @@ TEXTS = [
     "((a", "+", "a @", "(?=x)", "(a*)*b", "[[:alpha:]]", "\\pL", "a{1001}", "text", "audio", "warm", "spillover", "5s",
     "15s", "-1h", "matrix", "group", "24G", "50%", "/no/such/dir/file", "/", "/tmp", "rfc3339", "debug",
 ]  # fmt: skip
+TAGS = [
+    "!!float",
+    "!!int",
+    "!!str",
+    "!!binary",
+    "!!null",
+    "!!bool",
+    "!!timestamp",
+    "!!map",
+    "!!seq",
+    "!!merge",
+    "!x",
+    "!",
+]
 NUMBERS = [0, 1, -1, -2, 5, 30, 5800, 65535, 65536, 2**31, 2**63, 2**64, -(2**63), 10**30, 1.5, -0.0, 1e30, 1e308, 0.1]
 GOOD_TEXTS = ["", " ", "a", "x y", "${m1}", "-${m2}-", "${a.b}", "$x", "é\u0301", "😀", "#", "on", "text", "/p"]
 GOOD_SETTINGS = {"MemoryMax": "24G", "Nice": "5", "Environment": ["A=b", "C=d"], "manager": "auto", "BindPaths": "/a"}
@@ -173,8 +189,12 @@ class Maker:
     def text(self, tree: dict[str, Any]) -> str:
         """Return JSON, which is YAML, with some scalars bare and now and then a few letters lost or doubled."""
         text = json.dumps(tree, ensure_ascii=self.chance.random() < 0.05, indent=self.pick([None, 1]))
-        for word in self.some([*BOOLEAN_WORDS, "a", "5s", "${m1}", "${PORT}", "${env.SET}"]):
+        for word in self.some([*BOOLEAN_WORDS, "a", "5s", "${m1}", "${PORT}", "${env.SET}", "0x10", "1e999", ".nan"]):
             text = text.replace(f'"{word}"', word)
+        if self.chance.random() < 0.15:
+            keys = re.findall(r'"\w+": ', text)
+            before, key, behind = text.partition(self.pick(keys or ["-"]))
+            text = f"{before}{key}{self.pick(TAGS)} {behind}" if key else text
         if self.chance.random() < 0.15:
             at = self.chance.randrange(len(text) + 1)
             text = (
@@ -245,7 +265,7 @@ SPECIAL: dict[tuple[type[Section], str], Callable[[Maker], Any]] = {
 @pytest.mark.parametrize("part", range(10))
 def test_any_file_is_loaded_or_refused_with_a_reason(tmp_path: Path, part: int) -> None:
     loaded = 0
-    for seed in range(part, COUNT, 10):
+    for seed in range(SEED + part, SEED + COUNT, 10):
         maker = Maker(seed)
         files = [tmp_path / "a.yaml", tmp_path / "b.yaml"][: maker.pick([1, 1, 1, 2])]
         for file in files:
