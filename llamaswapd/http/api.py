@@ -11,11 +11,14 @@ from aiohttp import web
 from llamaswapd import __version__
 from llamaswapd.config.schema import ModelConfig
 from llamaswapd.engine import Engine
-from llamaswapd.errors import ModelNotFound, NotFound, RequestError
+from llamaswapd.errors import ModelNotFound, NotFound, RequestError, RequestTooLarge
 from llamaswapd.http.answers import json_answer, redirect, text_answer
+from llamaswapd.http.body import Body
 from llamaswapd.http.listing import Record, model_records, running_records
 from llamaswapd.http.server import cancelled_if_gone
 from llamaswapd.observe.inflight import Inflight
+
+PROFILE_LIMIT = 1024 * 1024  # bytes of a request for a profile
 
 
 class Api:
@@ -73,8 +76,13 @@ class Api:
         return json_answer({"active": self._engine.naming.active, "profiles": profiles})
 
     async def activate_profile(self, request: web.Request) -> web.Response:
+        with Body(request) as body:
+            while await body.read_more():
+                if body.size > PROFILE_LIMIT:
+                    raise RequestTooLarge(f"a profile request of more than {PROFILE_LIMIT} bytes")
+            text = body.in_memory()
         try:
-            wanted = json.loads(await request.read())
+            wanted = json.loads(text)
         except (ValueError, RecursionError):
             wanted = None
         if not isinstance(wanted, dict):

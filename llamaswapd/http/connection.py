@@ -298,6 +298,8 @@ class Connection(Link, asyncio.Protocol):
         self.outbox.send()  # its transport may be closed when this returns
         self.has_left = True
         self._leave()
+        if self._handler is not None:
+            self._handler.end_of_input()
         if self.failure is not None:  # it has been told; nobody waits for the rest of what it was sending
             return False
         is_answering = self._is_handed or (self._handler is not None and not self._handler.is_idle)

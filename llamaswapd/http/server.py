@@ -154,6 +154,11 @@ class Handler(web.RequestHandler):
         if task is not None and self._current_request is None:
             task.cancel()  # may be reading the rest of a body, for seconds; nothing will come
 
+    def end_of_input(self) -> None:
+        """Nothing more comes from the client, not even the rest of a body; aiohttp would wait for that."""
+        if not self._body.is_eof():
+            self._break(self._body, HttpProcessingError(message="it ends too early"))
+
     def leave(self) -> None:
         """The client has left."""
         if self._refused is not None and not self._refused.done():

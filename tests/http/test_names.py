@@ -40,6 +40,13 @@ async def choose(it: House, body: bytes) -> Answer:
     return await client.answer()
 
 
+async def test_a_choice_of_a_profile_may_not_be_a_long_story() -> None:
+    async with house(Engine(model("m"), profiles=PROFILES)) as it:
+        answer = await choose(it, b'{"name":"work","x":"' + bytes(1_100_000) + b'"}')
+        assert (answer.status, it.engine.naming.active) == (413, None)
+        assert "a profile request of more than 1048576 bytes" in answer.json()["error"]["message"]
+
+
 async def ask(it: House, data: bytes) -> Answer:
     client = await it.connect()
     client.writer.write(data)

@@ -306,6 +306,46 @@ async def test_a_client_that_closes_its_sending_side_is_answered_and_that_is_the
         assert (await client.reader.read()).endswith(b"OK")
 
 
+@pytest.mark.parametrize("when", ["at once", "in pieces", "answered"])
+@pytest.mark.parametrize(
+    ("head", "statuses"),
+    [
+        ("PUT /api/profiles/active HTTP/1.1\r\nContent-Length: 1000", {400}),
+        ("POST /nowhere HTTP/1.1\r\nContent-Length: 1000", {404}),
+        ("GET /health HTTP/1.1\r\nContent-Length: 1000", {200}),
+        ("GET /health HTTP/1.1\r\nTransfer-Encoding: chunked", {200}),
+        ("POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked", {400}),
+        ("POST /v1/chat/completions HTTP/1.1\r\nX: \xff\r\nContent-Length: 1000", {400}),
+        # Without a boundary it names no model, whatever comes.
+        ("POST /v/messages HTTP/1.1\r\nContent-Type: multipart/form-data\r\nContent-Length: 1000", {400, 404}),
+    ],
+)
+async def test_a_client_that_closes_its_sending_side_within_a_body_is_answered_and_that_is_the_end(
+    head: str, statuses: set[int], when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        before = len(tasks_of_ours())
+        client = await it.connect()
+        begun = head.encode("latin-1") + b"\r\nHost: x\r\n\r\n50\r\n{"
+        if when == "answered":
+            client.writer.write(begun)
+            if 400 not in statuses:  # else the body would have to come
+                assert (await client.answer()).status in statuses
+        elif when == "in pieces":
+            for piece in (begun[:-3], begun[-3:], b"x"):
+                client.writer.write(piece)
+                await asyncio.sleep(0.002)
+        else:
+            client.writer.write(begun)
+        client.writer.write_eof()
+        rest = await client.reader.read()
+        assert not rest or int(rest.split()[1]) in statuses
+        await until(lambda: not it.front._site.connections)  # type: ignore[union-attr]
+        assert not server.calls
+        await until(lambda: len(tasks_of_ours()) == before)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 async def test_a_client_that_closes_its_sending_side_gets_what_was_to_be_sent_with_other_answers() -> None:
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
