@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import itertools
 import json
 import os
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _printed(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a verb whose reader, such as head(1), may stop reading; that ends it without a word."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all letters of a configuration
     try:
         status = verb(arguments)
         sys.stdout.flush()

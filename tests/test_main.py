@@ -114,3 +114,15 @@ def test_a_reader_that_has_read_enough_ends_a_verb_without_a_word() -> None:
     )
     os.close(theirs)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    (file := tmp_path / "a.yaml").write_text("odd😀: 1\n", encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "llamaswapd", "check", file],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.stderr == b""
+    assert rb"odd\U0001f600" in ended.stdout
