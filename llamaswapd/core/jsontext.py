@@ -38,16 +38,25 @@ STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
 # characters only: on groups they are wrong before Python 3.11.5 (gh-106052).
 _BLANKS = r"[\x00-\x20]*+"
 _SCALAR = r"[-+.0-9A-Za-z]++"
-_PLAIN = r'[^"{}\[\]]*+'
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*"'
-_NESTED = rf"{_PLAIN}(?:{_STRING}{_PLAIN})*"
-for _ in range(4):  # levels that are passed as a whole; the messages of a chat have four
-    _CONTAINER = rf"[{{\[]{_NESTED}[}}\]]"
-    _NESTED = rf"{_PLAIN}(?:(?:{_STRING}|{_CONTAINER}){_PLAIN})*"
+
+
+def _nested(plain: str, levels: int) -> str:
+    """Return a pattern for what stands inside a list or an object: strings, others with so many levels, and `plain`."""
+    container = rf"|[{{\[]{_nested(plain, levels - 1)}[}}\]]" if levels else ""
+    return rf"{plain}(?:(?:{_STRING}{container}){plain})*"
+
+
+_LEVELS = 4  # that are passed as a whole; the messages of a chat have four
+_PLAIN = r'[^"{}\[\]]*+'
+# JSON has no backslash outside its strings. Where none is allowed there, who takes a string's end for its beginning
+# never gets back into step: that takes a quote that is escaped.
+_NO_BACKSLASH = r'[^"{}\[\]\\]*+'
+_CONTAINER = rf"[{{\[]{_nested(_NO_BACKSLASH, _LEVELS - 1)}[}}\]]"
 BLANKS = re.compile(_BLANKS.encode())
 SCALAR = re.compile(f"(?:{_SCALAR})?".encode())
 # Inside a list or an object: everything up to its end, to something deeper, or to what does not end in this text.
-NESTED = re.compile(_NESTED.encode(), re.DOTALL)
+NESTED = re.compile(_nested(_PLAIN, _LEVELS).encode(), re.DOTALL)
 # A member that lies in this text as a whole: what stands between the quotes of its key, its value, what follows.
 MEMBER = re.compile(
     rf"{_BLANKS}({_STRING}){_BLANKS}:{_BLANKS}({_STRING}|{_CONTAINER}|{_SCALAR}){_BLANKS}([,}}])".encode(),
@@ -130,11 +139,12 @@ def quick_model(*text: bytes | bytearray) -> str | None:
 
 
 def _apart_where_nothing_is(pieces: Sequence[bytes | bytearray]) -> Sequence[bytes | bytearray]:
-    """Put pieces together that are short, or between which there may be the end of a list."""
+    """Put pieces together between which there may be the end of a list, and the first ones until there is enough."""
     apart, grown = [pieces[0]], None
     for piece in pieces[1:]:
         last = apart[-1]
-        if len(last) >= QUICK_MEMBER_BYTES and not BEGUN.match(last[-BEGUN_BYTES:]):
+        is_long = len(last) >= QUICK_MEMBER_BYTES or len(apart) > 1  # what comes first is looked at by itself
+        if is_long and not BEGUN.match(last[-BEGUN_BYTES:]):
             apart.append(piece)
             grown = None
             continue

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 HOLD_LIMIT = 8 * 1024 * 1024  # bytes of one body that are held until its model is known
 BEGINNING_BYTES = 8 * 1024  # of a body that comes in pieces, looked at for a first member `model`
-PIECE_BYTES = 4096  # from which on a piece is kept by itself, until the body is put together
+PIECE_BYTES = 32 * 1024  # from which on a piece of a body is kept by itself
 EDIT_LIMIT = 64 * 1024  # bytes of JSON that are changed, or read from end to end, while everybody else waits
 WRITE_AT_ONCE = 256 * 1024  # bytes of a body that is sent together with the head, and kept until the answer comes
 HAND_OVER_S = 0.05  # more than aiohttp takes to begin with a request that it has been handed
@@ -284,7 +284,7 @@ class Exchange(Relay):
             self._pieces = pieces = [self._text]
         if len(data) >= PIECE_BYTES:
             pieces.append(data)
-        elif isinstance(last := pieces[-1], bytearray):  # a body that comes byte by byte is not kept so
+        elif isinstance(last := pieces[-1], bytearray) and len(last) < PIECE_BYTES:  # or there would be thousands
             last += data
         else:
             pieces.append(bytearray(data))

@@ -204,6 +204,10 @@ MESSAGES = b'{"messages":[{"content":[1],"model":"no","role":"]"},{"content":"],
         (MESSAGES + b',"model":"m"}', "m"),
         (MESSAGES + b' , "stream":true,"model":"m","tools":[{"a":[1],"b":2}]} \n', "m"),
         (MESSAGES + b',"model":"m","model":"no"}', "m"),
+        (
+            rb'{"messages":["a],", ":{" ],"model":"m","x":{"\"":1}, "model":"no"}',
+            None,
+        ),  # quotes read the wrong way round
         # What cannot be told quickly:
         (MESSAGES + b',"x":1' * jsontext.QUICK_MEMBERS + b',"model":"m"}', None),
         (b"{" + b'"x":1,' * jsontext.QUICK_MEMBERS + b'"model":"m"}', None),
