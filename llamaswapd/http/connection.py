@@ -150,6 +150,9 @@ class Connection(Link, asyncio.Protocol):
                     self._is_aiohttps = True
                     self._ahead = b""
                     self._handler_at_work().data_received(data)
+                    if self.has_left:
+                        self._handler_at_work().end_of_input()
+                        self.handler_is_idle()  # as it stays, if that was no request
                 return
             shape, digits = found
             self._last_shape = _templates.last = shape if shape.is_reusable else None
@@ -220,6 +223,8 @@ class Connection(Link, asyncio.Protocol):
         self.deadline = None  # it has limits of its own
         self.resume_reading()
         self._handler_at_work().data_received(data)
+        if self.has_left:  # it was behind another request, and no more of it will come
+            self._handler_at_work().end_of_input()
 
     def _feed_handler(self, data: bytes) -> None:
         mine = data[: self._left]

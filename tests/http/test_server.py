@@ -346,6 +346,22 @@ async def test_a_client_that_closes_its_sending_side_within_a_body_is_answered_a
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("behind", ["Content-Length: 1000", "Transfer-Encoding: chunked", "X: \xff", "X"])
+async def test_and_so_is_one_whose_last_request_of_several_is_not_complete(behind: str) -> None:
+    async with house_of(fixed(OK)) as (it, server):
+        client = await it.connect()
+        (connection,) = it.front._site.connections  # type: ignore[union-attr]
+        connection.data_received(
+            b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+            b"PUT /api/profiles/active HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n5" % behind.encode("latin-1")
+        )
+        assert connection.eof_received()  # before the first has been answered
+        answers = await client.reader.read()
+        assert answers.startswith(b"HTTP/1.1 200 OK")
+        assert not server.calls
+        await until(lambda: not it.front._site.connections)  # type: ignore[union-attr]
+
+
 async def test_a_client_that_closes_its_sending_side_gets_what_was_to_be_sent_with_other_answers() -> None:
     async with house_of(fixed(OK)) as (it, _):
         client = await it.connect()
