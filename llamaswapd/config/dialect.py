@@ -109,15 +109,18 @@ class _Reader:
         self._report = report
         self._open: set[int] = set()
         self._seen: set[int] = set()
-        self._count = self._copies = 0  # of nodes that were read, and of those that an alias brought
+        self._is_copy = False  # what is read has been brought by an alias
+        self._count = self._copies = 0  # of nodes that were read, keys and aliases too, and of those that are copies
 
     def node(self, node: yaml.Node, path: Path) -> Node:
-        self._count += 1
-        if id(node) in self._seen:
-            self._copies += 1
+        self._count_node()
+        if not self._is_copy and id(node) in self._seen:
+            self._is_copy = True
+            try:
+                return self.node(node, path)
+            finally:
+                self._is_copy = False
         self._seen.add(id(node))
-        if self._copies > 100 and self._copies > self._count * _share_of_copies(self._count):
-            raise Malformed("yaml: document contains excessive aliasing")
         if len(self._open) > _DEEPEST:
             raise Malformed(f"yaml: line {node.start_mark.line + 1}: nested too deeply")
         if isinstance(node, yaml.ScalarNode):
@@ -132,6 +135,12 @@ class _Reader:
             return Seq(items, self._origin(node))
         finally:
             self._open.remove(id(node))
+
+    def _count_node(self) -> None:
+        self._count += 1
+        self._copies += self._is_copy
+        if self._copies > 100 and self._copies > self._count * _share_of_copies(self._count):
+            raise Malformed("yaml: document contains excessive aliasing")
 
     def _origin(self, node: yaml.Node) -> Origin:
         return Origin(self._file, node.start_mark.line + 1)
@@ -152,6 +161,7 @@ class _Reader:
         written: dict[str, yaml.Node] = {}
         lines: dict[str, int] = {}
         for key_node, value in node.value:
+            self._count_node()
             if not isinstance(key_node, yaml.ScalarNode):
                 line = key_node.start_mark.line + 1
                 self._report.error(path, f"line {line}: a mapping key must be text, not a list or mapping", self._file)
@@ -188,7 +198,7 @@ class _Reader:
 
 def _decoded(node: yaml.ScalarNode) -> str:
     try:
-        return b64decode("".join(node.value.split()), validate=True).decode()
+        return b64decode(node.value.replace("\n", ""), validate=True).decode()
     except ValueError:
         line = node.start_mark.line + 1
         raise Malformed(f"yaml: line {line}: !!binary value contains invalid base64 data, or no text") from None
