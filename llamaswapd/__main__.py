@@ -131,7 +131,7 @@ def check(arguments: Sequence[str]) -> int:
 def schema(arguments: Sequence[str]) -> int:
     """Print the JSON schema of configuration files, for editors."""
     parser_of(schema).parse_args(arguments)
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(json_schema(), indent=2))
     return 0
 
 
@@ -202,7 +202,7 @@ def doctor(arguments: Sequence[str]) -> int:
         findings.append(finding)
         if not options.json:
             print(finding, flush=True)
-    print(json.dumps(as_json(findings), indent=2, ensure_ascii=False) if options.json else summary(findings))
+    print(json.dumps(as_json(findings), indent=2) if options.json else summary(findings))
     return 1 if any(finding.level == "problem" for finding in findings) else 0
 
 

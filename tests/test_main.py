@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -126,3 +127,9 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     )
     assert ended.stderr == b""
     assert rb"odd\U0001f600" in ended.stdout
+
+
+def test_the_schema_is_json_on_every_terminal() -> None:
+    environ = os.environ | {"PYTHONIOENCODING": "ascii"}
+    said = subprocess.check_output([sys.executable, "-m", "llamaswapd", "schema"], env=environ, timeout=60)
+    assert "models" in json.loads(said)["properties"]
