@@ -1,14 +1,14 @@
 """What `pyproject.toml` cannot say: the modules of `llamaswapd/compiled.py` are compiled where that can be done.
 
 It takes a C compiler, Python's header files, mypy, which pip fetches for as long as it builds, and a minute or two.
-Where one of them is missing or fails, the package is of sources alone, which do the same. `LLAMASWAPD_COMPILE=1` makes
-an error of that; with `0` nothing is compiled, and the package is the same for all machines.
+Without the first two, or if compiling fails, the package is of sources alone, which do the same. `LLAMASWAPD_COMPILE=1`
+makes an error of that; with `0` nothing is compiled, nor is mypy fetched, and the package is the same for all machines.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
+import platform
 import shutil
 import sys
 import sysconfig
@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 SWITCH = "LLAMASWAPD_COMPILE"
 OLDEST_MYPY = "1.15"  # that of Debian 13; nobody has looked at what older ones make
 TRIED_MYPY = "2.4"  # for whoever has none
+MACHINES = ("aarch64", "x86_64")  # that mypy has wheels for: else it would be compiled as well, for much longer
 LAST_PYTHON = (3, 14)  # that it was tried with
 BYTES_ADDED = "CPyBytes_Concat("  # in generated code
 
@@ -87,11 +88,13 @@ def lacking() -> str:
     """Return what this machine lacks for compiling, in words; nothing if it can be tried."""
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "ordinary CPython"
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        return f"wheels of mypy's for {sys.platform} on {platform.machine()}"
     if sys.version_info[:2] > LAST_PYTHON:
         return "Python {}.{} or earlier".format(*LAST_PYTHON)
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
-    if shutil.which(compiler) is None:
-        return f"C compiler ({compiler})"
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "").split() or ["cc"]
+    if shutil.which(compiler[0]) is None:
+        return f"C compiler ({compiler[0]})"
     header = Path(sysconfig.get_path("include"), "Python.h")
     return "" if header.exists() else str(header)
 
