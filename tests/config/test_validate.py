@@ -77,6 +77,7 @@ def test_no_secret_is_repeated(complaints: Complain) -> None:
         ("unloadTimeout: -1", "models.m.unloadTimeout: model m: invalid unloadTimeout value -1"),
         ("aliases: [a, b, a]", "models.m.aliases[2]: duplicate alias a found in model: m"),
         ("readyLog: 'a('", 'models.m.readyLog: "a(" is no regular expression: '),
+        ("readyLog: '[[a('", 'models.m.readyLog: "[[a(" is no regular expression: '),  # and nothing is said of the "[["
         ("systemd: {MemoryMax: lots}", "models.m.systemd.MemoryMax: "),
         (
             "capabilities: {in: [text, video]}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 
 from llamaswapd.config.rules import Problems
@@ -48,7 +49,8 @@ def _model(id_: str, model: ModelConfig, config: Config) -> Problems:
         remedy = "write one such as /health, or none"
         yield ("checkEndpoint",), f'"{model.check_endpoint}" is no path: {problem_of_endpoint}; {remedy}'
     try:
-        re.compile(model.ready_log)
+        with warnings.catch_warnings(action="ignore"):  # of what a pattern may mean one day, such as [[a]
+            re.compile(model.ready_log)
     except (re.error, OverflowError, RecursionError) as error:
         yield ("readyLog",), f'"{model.ready_log}" is no regular expression: {error}'
     yield from container(model)
